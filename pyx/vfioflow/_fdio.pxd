@@ -1,0 +1,25 @@
+# How a pump touches file descriptors: ports (a device's data fd) and cancellable waits.
+
+ctypedef struct port_t:
+    int fd                      # what to poll while the port is not ready; -1: nothing to poll
+    int closed
+    void *context               # whatever the implementation needs
+    # Both return bytes moved, 0, or -errno (EAGAIN: poll fd and try again), and never block for
+    # longer than the device itself takes.
+    ssize_t (*read)(port_t *port, void *buffer, size_t size) noexcept nogil
+    ssize_t (*write)(port_t *port, const void *buffer, size_t size) noexcept nogil
+
+
+cdef class Port:
+    cdef port_t c
+
+
+cdef class Cancel:
+    cdef int fd                 # an eventfd, readable once cancelled
+    cdef int flag
+
+
+cdef ssize_t fd_read(port_t *port, void *buffer, size_t size) noexcept nogil
+cdef ssize_t fd_write(port_t *port, const void *buffer, size_t size) noexcept nogil
+# 0 when fd has one of events, -ECANCELED once cancel_fd is readable, -ETIMEDOUT after timeout_ms (-1: never)
+cdef int wait_fd(int fd, short events, int cancel_fd, int timeout_ms) noexcept nogil

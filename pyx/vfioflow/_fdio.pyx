@@ -1,0 +1,110 @@
+# cython: language_level=3
+"""Ports and cancellable waits: how the pumps touch file descriptors."""
+
+from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
+from posix.unistd cimport close, read, write
+
+from errnos cimport ECANCELED, EINTR, ETIMEDOUT, errno
+from eventfd cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd, eventfd_write
+from poll cimport POLLIN, poll, pollfd
+
+from vfioflow._status cimport check
+
+
+cdef ssize_t fd_read(port_t *port, void *buffer, size_t size) noexcept nogil:
+    cdef ssize_t n
+    while True:
+        n = read(port.fd, buffer, size)
+        if n >= 0:
+            return n
+        if errno != EINTR:
+            return -errno
+
+
+cdef ssize_t fd_write(port_t *port, const void *buffer, size_t size) noexcept nogil:
+    cdef ssize_t n
+    while True:
+        n = write(port.fd, buffer, size)
+        if n >= 0:
+            return n
+        if errno != EINTR:
+            return -errno
+
+
+cdef int wait_fd(int fd, short events, int cancel_fd, int timeout_ms) noexcept nogil:
+    cdef pollfd fds[2]
+    cdef int n
+    fds[0].fd = cancel_fd
+    fds[0].events = POLLIN
+    fds[1].fd = fd
+    fds[1].events = events
+    while True:
+        fds[0].revents = fds[1].revents = 0
+        n = poll(fds, 2, timeout_ms)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            return -errno
+        if fds[0].revents:
+            return -ECANCELED
+        if fds[1].revents:
+            return 0
+        if n == 0:
+            return -ETIMEDOUT
+
+
+cdef class Port:
+    """A device's data fd, as a pump reads or writes it.
+
+    Owns ``fd``, makes it non-blocking (drivers without ``.poll`` ignore that), and closes it
+    in :meth:`close`.  Subclasses give other ways to read and write the same stream.
+    """
+
+    def __cinit__(self, int fd, *args):
+        cdef int flags
+        self.c.fd = fd
+        self.c.closed = 1
+        self.c.read = fd_read
+        self.c.write = fd_write
+        flags = check(fcntl(fd, F_GETFL))
+        check(fcntl(fd, F_SETFL, flags | O_NONBLOCK))
+        self.c.closed = 0
+
+    def fileno(self):
+        """The data fd."""
+        if self.c.closed:
+            raise ValueError("the port is closed")
+        return self.c.fd
+
+    def close(self):
+        """Close the data fd.  Safe to call twice; never call it while a pump runs on the port."""
+        if not self.c.closed:
+            self.c.closed = 1
+            close(self.c.fd)
+
+    def __dealloc__(self):
+        if not self.c.closed:
+            self.c.closed = 1
+            close(self.c.fd)
+
+
+cdef class Cancel:
+    """A switch that ends every wait of the pumps it was given to.  Once set, it stays set."""
+
+    def __cinit__(self):
+        self.fd = -1
+        self.fd = check(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
+
+    def set(self):
+        """End the waits.  Safe from any thread, and to call twice."""
+        self.flag = 1
+        eventfd_write(self.fd, 1)
+
+    @property
+    def is_set(self):
+        """Whether :meth:`set` was called."""
+        return self.flag != 0
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            close(self.fd)

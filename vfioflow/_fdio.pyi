@@ -1,0 +1,20 @@
+class Port:
+    """A device's data fd, as a pump reads or writes it.  Owns the fd; makes it non-blocking."""
+
+    def __init__(self, fd: int, *args: object) -> None: ...
+    def fileno(self) -> int:
+        """The data fd.  Raises ValueError once closed."""
+
+    def close(self) -> None:
+        """Close the data fd.  Safe to call twice; never call it while a pump runs on the port."""
+
+class Cancel:
+    """A switch that ends every wait of the pumps it was given to.  Once set, it stays set."""
+
+    def __init__(self) -> None: ...
+    def set(self) -> None:
+        """End the waits.  Safe from any thread, and to call twice."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether `set` was called."""

@@ -1,0 +1,131 @@
+"""Every error that vfioflow raises, and the exit code that the command line gives it.
+
+An error says which device and which state it is about, what was done about it, and
+what the user can do.  Where a builtin exception means the same thing, the class is
+also that one, so that ``except OSError`` or ``except ValueError`` keeps working.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vfioflow.states import State
+
+__all__ = [
+    "AdmissionError",
+    "ConfigError",
+    "DeviceError",
+    "HandoverInDoubt",
+    "IllegalTransition",
+    "IntegrityError",
+    "NoConvergence",
+    "PeerError",
+    "PeerLost",
+    "ProtocolError",
+    "RemoteError",
+    "StallError",
+    "VfioflowError",
+]
+
+
+class VfioflowError(Exception):
+    """The base of all errors of this package.  ``exit_code`` is what the commands exit with."""
+
+    exit_code = 1
+
+
+class ConfigError(VfioflowError, ValueError):
+    """A setting, a devices file or an address is wrong.  Nothing was touched."""
+
+    exit_code = 2
+
+
+class AdmissionError(VfioflowError):
+    """This set of devices may not migrate together, or not to this destination.
+
+    ``reasons`` maps each device's name to the reason; nothing was touched.
+    """
+
+    exit_code = 3
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        self.reasons = dict(reasons)
+        super().__init__(
+            "these devices may not migrate: "
+            + "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
+        )
+
+
+class DeviceError(VfioflowError, OSError):
+    """A device failed.  Carries its name, what it was asked to do, and the errno."""
+
+    exit_code = 4
+
+    def __init__(self, device: str, action: str, code: int, advice: str = "") -> None:
+        name = _errno.errorcode.get(code, str(code))
+        text = f"device {device}: {action}: {name} ({os.strerror(code)})"
+        super().__init__(code, f"{text}; {advice}" if advice else text)
+        self.device = device
+        self.action = action
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class IllegalTransition(VfioflowError, ValueError):
+    """The state machine has no such change.  Refused before the device was touched."""
+
+    exit_code = 4
+
+    def __init__(self, start: State, end: State, reason: str) -> None:
+        self.start, self.end, self.reason = start, end, reason
+        super().__init__(f"{start} -> {end} is refused: {reason}")
+
+
+class PeerError(VfioflowError, ConnectionError):
+    """The other side is not there, is not one of ours, or said something wrong."""
+
+    exit_code = 5
+
+
+class PeerLost(PeerError):
+    """The connection ended, or could not be made."""
+
+
+class ProtocolError(PeerError):
+    """The other side broke the wire protocol, or is no vfioflow at all."""
+
+
+class RemoteError(PeerError):
+    """The other side reported that it failed, and why."""
+
+
+class IntegrityError(PeerError):
+    """What arrived is not what was sent: a digest or a length does not agree."""
+
+
+class StallError(PeerError):
+    """Nothing moved for longer than ``Policy.stall_timeout``."""
+
+
+class NoConvergence(VfioflowError):
+    """Pre-copy could not bring the pending data under the threshold, and the policy says to stop.
+
+    The devices run on at the source.
+    """
+
+    exit_code = 6
+
+
+class HandoverInDoubt(VfioflowError):
+    """The connection was lost between COMMIT and its answer.
+
+    The source has given its devices up and keeps them stopped; whether the
+    destination runs must be seen there.
+    """
+
+    exit_code = 7
