@@ -1,7 +1,7 @@
 # Extern declarations only: poll(2).
 cdef extern from "<poll.h>" nogil:
     ctypedef unsigned long nfds_t
-    ctypedef struct pollfd:
+    cdef struct pollfd:
         int fd
         short events
         short revents
