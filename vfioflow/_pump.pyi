@@ -24,7 +24,7 @@ class Channel:
     def wire_bytes(self) -> int:
         """Bytes sent on this connection, headers included."""
 
-    def pad(self, size: int, pool: Pool) -> None:
+    def pad(self, size: int, pool: Pool, limiter: Limiter, cancel: Cancel) -> None:
         """Send ``size`` bytes that the receiver throws away, to measure the wire.
 
         Raises:

@@ -236,7 +236,7 @@ cdef class Channel:
         """Bytes sent on this connection, headers included."""
         return self.c.wire_bytes
 
-    def pad(self, size_t size, Pool pool not None):
+    def pad(self, size_t size, Pool pool not None, Limiter limiter not None, Cancel cancel not None):
         """Send ``size`` bytes that the receiver throws away, to measure the wire.
 
         Raises:
@@ -255,11 +255,13 @@ cdef class Channel:
             pthread_mutex_lock(&self.c.lock)
             while size > 0 and status == 0:
                 frame.length = <uint32_t> min(size, pool.size)
-                status = send_frame(&self.c, &frame, buffer)
+                status = limiter.take(frame.length, cancel.fd)
+                if status == 0:
+                    status = send_frame(&self.c, &frame, buffer)
                 size -= frame.length
             pthread_mutex_unlock(&self.c.lock)
         pool.give(buffer)
-        if status < 0:
+        if status < 0 and not cancel.flag:
             fail(&fault, AT_WIRE, status, -1, 0)
             raise_fault(&fault, "", "")
 
