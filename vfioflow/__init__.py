@@ -8,7 +8,6 @@ The two calls that most users need::
         report = await listener.receive()
 """
 
-from vfioflow.destination import Listener, listen
 from vfioflow.devices.base import Device, DeviceInfo, PrecopyInfo
 from vfioflow.errors import (
     AdmissionError,
@@ -26,6 +25,7 @@ from vfioflow.errors import (
     VfioflowError,
 )
 from vfioflow.hooks import Hooks
+from vfioflow.listener import Listener, listen
 from vfioflow.policy import Policy
 from vfioflow.report import DeviceReport, Report
 from vfioflow.source import Source, migrate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -26,8 +27,9 @@ __all__ = [
 class Pending:
     """What one device still has to move, in bytes.
 
-    ``can_precopy`` is whether it has pre-copy at all.  ``stop_copy`` is the last known answer to MIG_DATA_SIZE (all that STOP_COPY would hand out,
-    the pre-copy part included), or None where the device has no answer.
+    ``can_precopy`` is whether it has pre-copy at all.  ``stop_copy`` is the last known answer to
+    MIG_DATA_SIZE (all that STOP_COPY would hand out, the pre-copy part included), or None where
+    the device has no answer.
     """
 
     name: str
@@ -92,8 +94,8 @@ class Decision:
 class Bandwidth:
     """The rate at which device bytes move, smoothed over what was measured.
 
-    Samples under ``MIN_BYTES`` are passed over: the sockets' own buffers (4 MiB with Linux's default
-    tcp_wmem) would take them at memory speed.
+    Samples under ``MIN_BYTES`` are passed over: the sockets' own buffers (4 MiB with Linux's
+    default tcp_wmem) would take them at memory speed.
     """
 
     MIN_BYTES = 8 * 1024 * 1024
@@ -196,6 +198,4 @@ class Move:
             chain = (self.start, *path(self.flags, self.start, self.end))
         except IllegalTransition:
             return 0.0
-        return sum(
-            self.arc_seconds.get(f"{a}->{b}", 0.0) for a, b in zip(chain, chain[1:], strict=False)
-        )
+        return sum(self.arc_seconds.get(f"{a}->{b}", 0.0) for a, b in itertools.pairwise(chain))
