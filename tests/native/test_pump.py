@@ -518,11 +518,5 @@ def test_misuse_is_an_error():
         Pool(4096, 0)
     with pytest.raises(ValueError, match="needs a channel"):
         OutLane("dev", 0, [], Pool(4096, 1), Cancel(), Limiter(), digests=True)
-    with pytest.raises(ValueError, match="no level"):
-        near, far = socket.socketpair()
-        with near, far:
-            OutLane(
-                "d", 0, [Channel(near)], Pool(4096, 1), Cancel(), Limiter(), digests=True, level=99
-            )
     with pytest.raises(OSError, match="Bad file descriptor"):
         Port(-1)
