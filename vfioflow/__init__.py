@@ -9,6 +9,7 @@ The two calls that most users need::
 """
 
 from vfioflow.devices.base import Device, DeviceInfo, PrecopyInfo
+from vfioflow.devices.sim import Fabric, Fault, SimDevice
 from vfioflow.errors import (
     AdmissionError,
     ConfigError,
@@ -38,6 +39,8 @@ __all__ = [
     "DeviceError",
     "DeviceInfo",
     "DeviceReport",
+    "Fabric",
+    "Fault",
     "Flags",
     "HandoverInDoubt",
     "Hooks",
@@ -52,6 +55,7 @@ __all__ = [
     "ProtocolError",
     "RemoteError",
     "Report",
+    "SimDevice",
     "Source",
     "StallError",
     "State",

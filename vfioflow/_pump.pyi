@@ -24,6 +24,10 @@ class Channel:
     def wire_bytes(self) -> int:
         """Bytes sent on this connection, headers included."""
 
+    @property
+    def pad_bytes(self) -> int:
+        """Pad bytes received on this connection."""
+
     def pad(self, size: int, pool: Pool, limiter: Limiter, cancel: Cancel) -> None:
         """Send ``size`` bytes that the receiver throws away, to measure the wire.
 
@@ -119,8 +123,6 @@ class InLane:
 
 class Receiver:
     """The destination's ends of all streams of a session."""
-
-    pad_bytes: int
 
     def __init__(
         self,

@@ -236,7 +236,7 @@ class Destination:
     def _look(self) -> None:
         """A pump passed something: pad bytes, a mark, or an end."""
         os.eventfd_read(self._signal)
-        if self._probe_wanted and self._streams.receiver.pad_bytes >= self._probe_wanted:
+        if self._probe_wanted and self._streams.pad_bytes >= self._probe_wanted:
             self._probe_wanted = 0
             self._reply(messages.ProbeDone())
         copying = [lane for lane in self._lanes if lane.info.flags & Flags.PRE_COPY]

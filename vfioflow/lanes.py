@@ -113,6 +113,11 @@ class Inbound:
             digests=digests,
         )
 
+    @property
+    def pad_bytes(self) -> int:
+        """Pad bytes received on all channels."""
+        return sum(channel.pad_bytes for channel in self.channels)
+
     def stop(self) -> None:
         """Make every pump return soon.  The channels cannot be used afterwards."""
         self.cancel.set()

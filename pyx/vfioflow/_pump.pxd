@@ -26,7 +26,8 @@ ctypedef struct fault_t:
 ctypedef struct channel_t:
     int fd
     pthread_mutex_t lock        # held while a frame goes out
-    uint64_t wire_bytes
+    uint64_t wire_bytes         # sent
+    uint64_t pad_bytes          # received; one receiver per channel writes it
 
 ctypedef struct in_lane_t:
     port_t *port
@@ -93,6 +94,5 @@ cdef class Receiver:
     cdef Cancel cancel
     cdef int signal_fd
     cdef bint digests
-    cdef readonly uint64_t pad_bytes
-    cdef int run(self, int fd, Decompressor decompressor, fault_t *fault) noexcept nogil
+    cdef int run(self, channel_t *channel, Decompressor decompressor, fault_t *fault) noexcept nogil
     cdef int deliver(self, const frame_t *frame, const void *data, fault_t *fault) noexcept nogil

@@ -236,6 +236,11 @@ cdef class Channel:
         """Bytes sent on this connection, headers included."""
         return self.c.wire_bytes
 
+    @property
+    def pad_bytes(self):
+        """Pad bytes received on this connection."""
+        return self.c.pad_bytes
+
     def pad(self, size_t size, Pool pool not None, Limiter limiter not None, Cancel cancel not None):
         """Send ``size`` bytes that the receiver throws away, to measure the wire.
 
@@ -569,7 +574,7 @@ cdef class Receiver:
         cdef int status
         cdef Decompressor decompressor = Decompressor()
         with nogil:
-            status = self.run(channel.c.fd, decompressor, &fault)
+            status = self.run(&channel.c, decompressor, &fault)
         if status < 0 and self.cancel.flag:
             return False
         if status < 0:
@@ -577,12 +582,13 @@ cdef class Receiver:
             raise_fault(&fault, name, "loading its state")
         return not self.cancel.flag
 
-    cdef int run(self, int fd, Decompressor decompressor, fault_t *fault) noexcept nogil:
+    cdef int run(self, channel_t *channel, Decompressor decompressor, fault_t *fault) noexcept nogil:
         cdef uint8_t header[HEADER_SIZE]
         cdef frame_t frame
         cdef uint8_t *arrived = <uint8_t *> self.pool.take()
         cdef uint8_t *unpacked = <uint8_t *> self.pool.take()
         cdef const uint8_t *data
+        cdef int fd = channel.fd
         cdef int status = 0
         if arrived == NULL or unpacked == NULL:
             status = fail(fault, AT_MEMORY, -ENOMEM, -1, 0)
@@ -603,7 +609,7 @@ cdef class Receiver:
                     status = fail(fault, AT_WIRE, -ECONNRESET if status == 1 else status, -1, 0)
                     break
             if frame.kind == KIND_PAD:
-                self.pad_bytes += frame.length
+                channel.pad_bytes += frame.length
                 eventfd_write(self.signal_fd, 1)
                 continue
             if frame.lane >= self.lane_count:

@@ -278,12 +278,13 @@ def test_marks_come_through_and_are_signalled(stack):
 
 def test_pad_is_counted_and_thrown_away(stack):
     wire = Wire(stack)
-    receiver = Thread(wire.receiver.receive, Channel(wire.far[0]))
+    channel = Channel(wire.far[0])
+    receiver = Thread(wire.receiver.receive, channel)
     wire.channels[0].pad(3 * CHUNK + 5, wire.pool, wire.limiter, wire.cancel)
     wire.out[0].end()
     wire.near[0].shutdown(socket.SHUT_WR)
     assert receiver.result() is True
-    assert wire.receiver.pad_bytes == 3 * CHUNK + 5
+    assert channel.pad_bytes == 3 * CHUNK + 5
     assert wire.into[0].offset == 0
 
 

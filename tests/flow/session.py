@@ -1,0 +1,126 @@
+"""Both ends of a migration in one process, over a real socket, and what each of them saw."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from vfioflow import Hooks, Policy, Report, SimDevice, State, listen
+from vfioflow.devices.sim import ledger
+from vfioflow.events import BarrierPassed, Event, StateChanged
+from vfioflow.source import Source
+
+MIB = 1 << 20
+
+
+def mixed_set(**common: object) -> list[SimDevice]:
+    """Four kinds: with and without pre-copy, ENOMSG and 0, load in write and in the arc."""
+    return [
+        SimDevice("net0", profile="mlx5", state_size=6 * MIB, initial_bytes=4 * MIB, seed=1,
+                  arc_seconds={}, load_seconds=0.0, **common),
+        SimDevice("gpu0", profile="vgpu", state_size=9 * MIB, initial_bytes=8 * MIB, seed=2,
+                  arc_seconds={}, load_seconds=0.0, **common),
+        SimDevice("gpu1", profile="xe", state_size=3 * MIB, seed=3, arc_seconds={}, **common),
+        SimDevice("tty0", profile="mtty", seed=4, **common),
+    ]  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What came out of both ends."""
+
+    source: Report
+    destination: Report | None
+    source_error: BaseException | None
+    destination_error: BaseException | None
+    order: list[tuple[str, str, object]] = field(default_factory=list)
+    digests_match: bool | None = None
+
+    def at(self, entry: tuple[str, str, object]) -> int:
+        """Where in the common order an entry is."""
+        return self.order.index(entry)
+
+
+Watcher = Callable[[str, Event], None]
+
+
+async def run(
+    source: Sequence[SimDevice],
+    destination: Sequence[SimDevice],
+    *,
+    policy: Policy | None = None,
+    through: Callable[[str], "asyncio.Future[str]"] | None = None,
+    watch: Watcher | None = None,
+    cancel: Callable[[str, Event], bool] | None = None,
+    cancel_side: str = "source",
+    hooks: Hooks | None = None,
+    source_hooks: Hooks | None = None,
+) -> Outcome:
+    """Migrate ``source`` onto ``destination``.  ``through`` puts something between (an address
+    for an address); ``cancel`` cancels one side at an event of either."""
+    order: list[tuple[str, str, object]] = []
+    tasks: dict[str, asyncio.Task[Report]] = {}
+    result = Outcome(Report(role="source", outcome="failed"), None, None, None, order)
+
+    def observe(side: str) -> Callable[[Event], None]:
+        def observer(event: Event) -> None:
+            if isinstance(event, StateChanged):
+                order.append((side, event.device, event.end))
+            if isinstance(event, BarrierPassed):
+                order.append((side, "barrier", event.name))
+                if side == "destination" and event.name == "ready":
+                    # Nobody runs on either side: the one moment to compare the true states.
+                    mine = {d.name: d.true_digest() for d in destination}
+                    result.digests_match = mine == {d.name: d.true_digest() for d in source}
+            if watch is not None:
+                watch(side, event)
+            if cancel is not None and cancel(side, event):
+                tasks[cancel_side].cancel()
+
+        return observer
+
+    policy = policy or Policy(downtime_limit=2.0)
+    async with listen(
+        "tcp://127.0.0.1:0", destination, policy=policy, hooks=hooks, observer=observe("destination")
+    ) as listener:
+        address = listener.address if through is None else await through(listener.address)
+        sender = Source(
+            source, address, policy=policy, hooks=source_hooks, observer=observe("source")
+        )
+        session: list[object] = []
+
+        async def receive() -> Report:
+            session.append(await listener.next_session())
+            return await session[0].run()
+
+        tasks["destination"] = asyncio.create_task(receive())
+        tasks["source"] = asyncio.create_task(sender.run())
+        done = await asyncio.wait(tasks.values(), timeout=30)
+        if done[1]:
+            # A source that never reached the listener leaves the destination waiting.
+            assert not session, f"{done[1]} hangs"
+            tasks["destination"].cancel()
+            await asyncio.wait(tasks.values())
+    result.source = sender.report
+    result.destination = session[0].report if session else None
+    result.source_error = _error(tasks["source"])
+    result.destination_error = _error(tasks["destination"]) if session else None
+    return result
+
+
+def _error(task: asyncio.Task[Report]) -> BaseException | None:
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
+
+
+def migrate(source, destination, **options) -> Outcome:
+    """Run both ends to their ends in a new event loop."""
+    return asyncio.run(run(source, destination, **options))
+
+
+def assert_source_runs(source: Sequence[SimDevice], before: dict[str, int] | None = None) -> None:
+    """Every source device is RUNNING, whole, and no message was lost."""
+    assert {d.name: d.state for d in source} == dict.fromkeys([d.name for d in source], State.RUNNING)
+    assert ledger(source).balanced
+    if before is not None:
+        assert {d.name: d.true_digest() for d in source} == before

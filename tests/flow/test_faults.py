@@ -1,0 +1,503 @@
+"""What goes wrong, and that nothing is lost by it."""
+
+import asyncio
+import errno
+import socket
+import struct
+
+import pytest
+from session import MIB, assert_source_runs, migrate, mixed_set, run
+
+from vfioflow import (
+    DeviceError,
+    Fault,
+    HandoverInDoubt,
+    Hooks,
+    IntegrityError,
+    NoConvergence,
+    PeerError,
+    PeerLost,
+    Policy,
+    ProtocolError,
+    RemoteError,
+    SimDevice,
+    StallError,
+    State,
+)
+from vfioflow.devices.sim import ledger
+from vfioflow.events import BarrierPassed, Decided, Phase, PhaseEntered
+from vfioflow.wire.connection import Preamble, Role
+
+S = State
+
+
+def quiet_set(faulty=None, faults=()):
+    """A set that dirties nothing, so that its digest must not change; one device may have faults."""
+    kinds = {
+        "net0": {"profile": "mlx5", "state_size": 3 * MIB, "initial_bytes": 2 * MIB},
+        "gpu1": {"profile": "xe", "state_size": 2 * MIB},
+        "qat0": {"profile": "qat"},
+    }
+    return [
+        SimDevice(
+            name,
+            seed=7,
+            dirty_rate=0,
+            arc_seconds={},
+            load_seconds=0,
+            faults=faults if name == faulty else (),
+            **options,
+        )
+        for name, options in kinds.items()
+    ]
+
+
+def assert_went_back(source, destination, before):
+    assert_source_runs(source, before)
+    assert {d.state for d in destination} == {S.RUNNING}
+
+
+SOURCE_FAULTS = [
+    ("net0", "RUNNING->PRE_COPY"),
+    ("net0", "PRE_COPY->PRE_COPY_P2P"),
+    ("gpu1", "RUNNING->RUNNING_P2P"),
+    ("net0", "PRE_COPY_P2P->STOP_COPY"),
+    ("gpu1", "RUNNING_P2P->STOP"),
+    ("gpu1", "STOP->STOP_COPY"),
+    ("qat0", "PRE_COPY_P2P->STOP_COPY"),
+]
+
+
+@pytest.mark.parametrize("left", [None, S.ERROR], ids=["stays", "in ERROR"])
+@pytest.mark.parametrize(("name", "arc"), SOURCE_FAULTS, ids=lambda v: str(v))
+def test_a_failed_arc_at_the_source(devices, name, arc, left):
+    fault = Fault(arc, "errno", errno=errno.EBUSY, state=left)
+    source, destination = devices(lambda: quiet_set(name, [fault]))
+    for device in destination:
+        device.reset()
+    before = {d.name: d.true_digest() for d in source}
+    outcome = migrate(source, destination)
+    error = outcome.source_error
+    assert isinstance(error, DeviceError)
+    assert error.device == name
+    assert error.errno == errno.EBUSY
+    assert arc.replace("->", " -> ") in str(error)
+    assert_went_back(source, destination, before)
+    assert outcome.source.outcome == "failed"
+    assert isinstance(outcome.destination_error, RemoteError)
+    assert name in str(outcome.destination_error)
+    if left is S.ERROR:
+        assert "reset after" in outcome.source.error
+
+
+@pytest.mark.parametrize(
+    ("name", "arc", "code"),
+    [
+        ("net0", "STOP->RESUMING", errno.ENOMEM),
+        ("gpu1", "RESUMING->STOP", errno.EIO),
+        ("qat0", "RESUMING->STOP", errno.EIO),
+        ("net0", "STOP->RUNNING_P2P", errno.EIO),
+    ],
+    ids=str,
+)
+def test_a_failed_arc_at_the_destination(devices, name, arc, code):
+    source, _ = devices(quiet_set)
+    destination, _ = devices(lambda: quiet_set(name, [Fault(arc, "errno", errno=code)]))
+    before = {d.name: d.true_digest() for d in source}
+    outcome = migrate(source, destination)
+    assert isinstance(outcome.destination_error, DeviceError)
+    assert outcome.destination_error.device == name
+    assert isinstance(outcome.source_error, RemoteError)
+    assert f"device {name}" in str(outcome.source_error)
+    assert errno.errorcode[code] in str(outcome.source_error)
+    assert_went_back(source, destination, before)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 1_000_000, 2_900_000])
+def test_a_read_that_fails(devices, offset):
+    source, _ = devices(
+        lambda: quiet_set("net0", [Fault("read", "errno", errno=errno.EIO, offset=offset)])
+    )
+    destination, _ = devices(quiet_set)
+    before = {d.name: d.true_digest() for d in source}
+    outcome = migrate(source, destination)
+    assert isinstance(outcome.source_error, DeviceError)
+    assert outcome.source_error.device == "net0"
+    assert "reading its state at byte" in str(outcome.source_error)
+    assert "net0" in str(outcome.destination_error)
+    assert_went_back(source, destination, before)
+
+
+@pytest.mark.parametrize("name", ["net0", "gpu1"])
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EFAULT])
+def test_a_write_that_fails(devices, name, code):
+    source, _ = devices(quiet_set)
+    destination, _ = devices(
+        lambda: quiet_set(name, [Fault("write", "errno", errno=code, offset=500_000)])
+    )
+    before = {d.name: d.true_digest() for d in source}
+    outcome = migrate(source, destination)
+    assert isinstance(outcome.destination_error, DeviceError)
+    assert outcome.destination_error.device == name
+    assert "loading its state at byte" in str(outcome.destination_error)
+    assert isinstance(outcome.source_error, RemoteError)
+    assert f"device {name}: loading its state" in str(outcome.source_error)
+    assert_went_back(source, destination, before)
+
+
+@pytest.mark.parametrize("at", ["read", "write"])
+@pytest.mark.parametrize("name", ["net0", "gpu1"])
+def test_short_reads_and_writes_are_normal(devices, at, name):
+    faulty, _ = devices(lambda: quiet_set(name, [Fault(at, "short", offset=70_000, once=False)]))
+    good, _ = devices(quiet_set)
+    pair = (faulty, good) if at == "read" else (good, faulty)
+    outcome = migrate(*pair)
+    assert outcome.source_error is None
+    assert outcome.digests_match
+
+
+@pytest.mark.parametrize("name", ["net0", "gpu1"])
+def test_wrong_data_from_the_device_is_found_by_the_device(devices, name):
+    """A bit flips before the engine sees it: its digest is right, the device's own check is not."""
+    source, _ = devices(lambda: quiet_set(name, [Fault("read", "corrupt", offset=600_000)]))
+    destination, _ = devices(quiet_set)
+    before = {d.name: d.true_digest() for d in source}
+    outcome = migrate(source, destination)
+    assert isinstance(outcome.destination_error, DeviceError)
+    assert outcome.destination_error.device == name
+    assert isinstance(outcome.source_error, RemoteError)
+    assert_went_back(source, destination, before)
+
+
+@pytest.mark.parametrize(
+    ("at", "side"), [("read", "source"), ("write", "destination")], ids=["read", "write"]
+)
+def test_a_device_that_hangs_ends_the_migration(devices, at, side):
+    faulty, _ = devices(lambda: quiet_set("net0", [Fault(at, "hang", offset=100_000)]))
+    good, _ = devices(quiet_set)
+    source, destination = (faulty, good) if side == "source" else (good, faulty)
+    before = {d.name: d.true_digest() for d in source}
+    outcome = migrate(source, destination, policy=Policy(downtime_limit=2.0, stall_timeout=0.5))
+    assert isinstance(outcome.source_error, StallError | RemoteError | PeerLost)
+    assert_source_runs(source, before)
+    assert {d.state for d in destination} == {S.RUNNING}
+
+
+def test_a_set_that_does_not_converge_runs_on(devices):
+    source, destination = devices(quiet_set)
+    before = {d.name: d.true_digest() for d in source}
+    outcome = migrate(source, destination, policy=Policy(downtime_limit=1e-6))
+    assert isinstance(outcome.source_error, NoConvergence)
+    assert "state changes and round trips alone take" in str(outcome.source_error)
+    assert_went_back(source, destination, before)
+
+
+def test_or_it_switches_over_if_the_user_says_so(devices):
+    source, destination = devices(quiet_set)
+    outcome = migrate(
+        source, destination, policy=Policy(downtime_limit=1e-6, on_no_convergence="switchover")
+    )
+    assert outcome.source_error is None
+    assert outcome.digests_match
+    assert "as the policy says" in outcome.source.switchover_reason
+
+
+# --------------------------------------------------------------------- hooks
+
+
+def test_a_stop_hook_that_fails(devices):
+    source, destination = devices(quiet_set)
+    before = {d.name: d.true_digest() for d in source}
+    calls = []
+
+    def stop():
+        raise RuntimeError("the VMM says no")
+
+    outcome = migrate(
+        source,
+        destination,
+        source_hooks=Hooks(stop_vcpus=stop, start_vcpus=lambda: calls.append("start")),
+    )
+    assert str(outcome.source_error) == "the VMM says no"
+    assert calls == ["start"]
+    assert_went_back(source, destination, before)
+    assert "the VMM says no" in str(outcome.destination_error)
+
+
+def test_vcpus_are_started_again_after_a_failure(devices):
+    source, _ = devices(quiet_set)
+    destination, _ = devices(lambda: quiet_set("gpu1", [Fault("RESUMING->STOP", "errno")]))
+    calls = []
+    outcome = migrate(
+        source,
+        destination,
+        source_hooks=Hooks(
+            stop_vcpus=lambda: calls.append(("stop", source[0].state)),
+            start_vcpus=lambda: calls.append(("start", source[0].state)),
+        ),
+        hooks=Hooks(start_vcpus=lambda: calls.append(("destination", None))),
+    )
+    assert isinstance(outcome.source_error, RemoteError)
+    assert calls == [("stop", S.PRE_COPY), ("start", S.RUNNING)]
+
+
+def test_a_start_hook_that_fails_after_commit_is_in_doubt(devices):
+    source, destination = devices(quiet_set)
+
+    def start():
+        raise RuntimeError("no vCPUs")
+
+    outcome = migrate(source, destination, hooks=Hooks(start_vcpus=start))
+    assert isinstance(outcome.source_error, HandoverInDoubt)
+    assert isinstance(outcome.destination_error, HandoverInDoubt)
+    assert "no vCPUs" in str(outcome.source_error)
+    assert (outcome.source.outcome, outcome.destination.outcome) == ("in-doubt", "in-doubt")
+    assert {d.state for d in source} == {S.STOP_COPY}
+    assert {d.state for d in destination} == {S.RUNNING}
+
+
+def test_a_device_that_does_not_resume_after_commit_is_in_doubt(devices):
+    source, _ = devices(quiet_set)
+    destination, _ = devices(lambda: quiet_set("gpu1", [Fault("RUNNING_P2P->RUNNING", "errno")]))
+    outcome = migrate(source, destination)
+    assert isinstance(outcome.source_error, HandoverInDoubt)
+    assert isinstance(outcome.destination_error, HandoverInDoubt)
+    assert "gpu1" in str(outcome.destination_error)
+    assert {d.state for d in source} == {S.STOP_COPY}  # the state is still there, and stopped
+
+
+# ----------------------------------------------------------------- cancelling
+
+MOMENTS = {
+    "at the start": lambda side, e: e == PhaseEntered(Phase.CONNECT) and side == "source",
+    "resuming": lambda side, e: isinstance(e, BarrierPassed) and e.name == "resuming",
+    "pre-copy": lambda side, e: isinstance(e, BarrierPassed) and e.name == "pre-copy",
+    "round": lambda side, e: isinstance(e, Decided) and e.iteration == 1,
+    "quiesced": lambda side, e: isinstance(e, BarrierPassed) and e.name == "quiesce",
+    "stopped": lambda side, e: isinstance(e, BarrierPassed) and e.name == "stop-copy",
+    "validated": lambda side, e: isinstance(e, BarrierPassed) and e.name == "validate",
+    "ready": lambda side, e: isinstance(e, BarrierPassed) and e.name == "ready",
+}
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_cancel_at_any_moment_before_the_commit(devices, moment, side):
+    if (moment, side) == ("at the start", "destination"):
+        pytest.skip("there is no session at the destination yet")
+    source, destination = devices(quiet_set)
+    before = {d.name: d.true_digest() for d in source}
+    outcome = migrate(source, destination, cancel=MOMENTS[moment], cancel_side=side)
+    cancelled, other = outcome.source_error, outcome.destination_error
+    if side == "destination":
+        cancelled, other = other, cancelled
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert_went_back(source, destination, before)
+    if moment != "at the start":
+        assert isinstance(other, RemoteError | PeerLost)
+        assert "cancelled" in str(other)
+
+
+def test_cancel_after_the_commit_comes_too_late(devices):
+    source, destination = devices(quiet_set)
+    outcome = migrate(
+        source,
+        destination,
+        cancel=lambda side, e: isinstance(e, BarrierPassed) and e.name == "resume",
+    )
+    assert isinstance(outcome.source_error, asyncio.CancelledError)
+    assert outcome.source.outcome == "completed"
+    assert {d.state for d in source} == {S.STOP}
+    assert {d.state for d in destination} == {S.RUNNING}
+
+
+# ------------------------------------------------------------- a bad wire
+
+
+async def proxy(target: str, cut_after: int, *, flip_at: int | None = None):
+    """A wire that breaks: after so many bytes towards the destination all connections end."""
+    host, port = target.removeprefix("tcp://").rsplit(":", 1)
+    passed = 0
+    writers = []
+
+    async def pump(reader, writer, forward):
+        nonlocal passed
+        try:
+            while data := await reader.read(65536):
+                if forward:
+                    if flip_at is not None and passed <= flip_at < passed + len(data):
+                        data = bytearray(data)
+                        data[flip_at - passed] ^= 1
+                    passed += len(data)
+                    if passed > cut_after:
+                        for each in writers:
+                            each.transport.abort()
+                        server.close()
+                        return
+                writer.write(data)
+                await writer.drain()
+            writer.write_eof()
+        except (ConnectionError, OSError):
+            pass
+
+    async def accept(reader, writer):
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, far_writer))
+        await asyncio.gather(pump(reader, far_writer, True), pump(far_reader, writer, False))
+        for each in (writer, far_writer):
+            each.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    return "tcp://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+
+
+def total_on_the_wire(devices):
+    """How many bytes a whole migration of the quiet set takes towards the destination."""
+    source, destination = devices(quiet_set)
+    outcome = migrate(source, destination)
+    return outcome.source.bytes_wire
+
+
+@pytest.mark.parametrize("part", [0, 31, 33, 200, 400_000, 0.3, 0.7, 0.95, 0.999, 1.0])
+def test_a_cut_wire_leaves_exactly_one_that_runs(devices, part):
+    total = total_on_the_wire(devices)
+    # The probe's pad bytes come on top and vary; fractions cut the device data somewhere behind it.
+    cut = part if isinstance(part, int) else int(total * part)
+    source, destination = devices(quiet_set)
+    before = {d.name: d.true_digest() for d in source}
+    outcome = migrate(source, destination, through=lambda address: proxy(address, cut))
+    assert isinstance(outcome.source_error, PeerError | HandoverInDoubt)
+    if isinstance(outcome.source_error, HandoverInDoubt):
+        assert {d.state for d in source} == {S.STOP_COPY}
+    else:
+        assert_source_runs(source, before)
+
+
+def test_a_flipped_bit_on_the_wire_is_found_before_it_is_loaded(devices):
+    def only():
+        return [SimDevice("net0", profile="xe", state_size=4 * MIB, seed=1, arc_seconds={})]
+
+    source, destination = devices(only)
+    # Behind the largest probe (64 MiB of pad) lies device data.
+    flip = (1 + 4 + 16 + 64) * MIB + MIB // 4 + MIB
+    outcome = migrate(
+        source,
+        destination,
+        policy=Policy(downtime_limit=5.0, channels=1),
+        through=lambda address: proxy(address, 2**60, flip_at=flip),
+    )
+    if outcome.source_error is not None:
+        assert isinstance(outcome.destination_error, IntegrityError | ProtocolError)
+        assert isinstance(outcome.source_error, RemoteError)
+        assert_source_runs(source)
+
+
+# ---------------------------------------------------------- other peers
+
+
+async def fake_server(answer: bytes, *, close: bool = True):
+    """A server that is no vfioflow."""
+
+    async def accept(reader, writer):
+        await reader.read(1)
+        writer.write(answer)
+        await writer.drain()
+        if close:
+            writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    return server, "tcp://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "match"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(32), ProtocolError, "wrong magic"),
+        (b"", PeerLost, "closed the connection"),
+        (b"VFIOFLOW", PeerLost, "closed the connection"),
+        (b"VFIOFLOW\x09\x00\x01" + bytes(21), ProtocolError, "version 9"),
+        (
+            Preamble(Role.CONTROL).pack() + struct.pack("<I", 2**31),
+            ProtocolError,
+            "control message of 2147483648 bytes",
+        ),
+        (
+            Preamble(Role.CONTROL).pack() + struct.pack("<I", 4) + b"\xff\xff\xff\xff",
+            ProtocolError,
+            "control message that is none",
+        ),
+    ],
+    ids=["http", "nothing", "half", "other version", "huge", "garbage"],
+)
+def test_a_server_that_is_no_vfioflow(devices, answer, kind, match):
+    source, _ = devices(quiet_set)
+
+    async def body():
+        from vfioflow import migrate as api_migrate
+
+        server, address = await fake_server(answer)
+        async with server:
+            with pytest.raises(kind, match=match) as caught:
+                await api_migrate(source, address, policy=Policy(connect_timeout=5))
+        return caught.value
+
+    assert asyncio.run(body()).exit_code == 5
+    assert_source_runs(source)
+
+
+def test_nobody_there(devices):
+    source, _ = devices(quiet_set)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        address = "tcp://127.0.0.1:%d" % sock.getsockname()[1]
+    from vfioflow import migrate as api_migrate
+
+    with pytest.raises(PeerLost, match=f"cannot connect to {address}: Connection refused"):
+        asyncio.run(api_migrate(source, address))
+    assert_source_runs(source)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"",
+        b"VFIO",
+        bytes(64),
+        Preamble(Role.DATA, 0, b"x" * 16).pack(),
+        b"VFIOFLOW\x63\x00\x01" + bytes(21),
+    ],
+    ids=["http", "nothing", "half", "zeros", "wrong token", "other version"],
+)
+def test_garbage_on_the_port_disturbs_nobody(devices, garbage, caplog):
+    """It is logged, and the next source is served."""
+    source, destination = devices(quiet_set)
+
+    async def through(address):
+        host, port = address.removeprefix("tcp://").rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(garbage)
+        writer.write_eof()
+        assert await reader.read() == b""
+        writer.close()
+        return address
+
+    outcome = migrate(source, destination, through=through)
+    assert outcome.source_error is None
+    assert outcome.digests_match
+    assert "refused a connection from tcp://127.0.0.1" in caplog.text
+
+
+def test_one_listener_serves_one_migration_after_the_other(devices):
+    """A failed one leaves the destination as it was."""
+    source, destination = devices(quiet_set)
+
+    async def body():
+        first = await run(source, destination, policy=Policy(downtime_limit=1e-6))
+        second = await run(source, destination)
+        return first, second
+
+    first, second = asyncio.run(body())
+    assert isinstance(first.source_error, NoConvergence)
+    assert second.source_error is None
+    assert second.digests_match
+    assert ledger(source).balanced
