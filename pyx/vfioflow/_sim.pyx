@@ -121,6 +121,7 @@ cdef class SimCore:
         pthread_condattr_init(&attributes)
         pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
         pthread_mutex_init(&self.c.lock, NULL)
+        pthread_mutex_init(&self.c.filling, NULL)
         pthread_cond_init(&self.c.changed, &attributes)
         pthread_condattr_destroy(&attributes)
         self.ready = 1
@@ -131,6 +132,7 @@ cdef class SimCore:
         state_free(&self.c.state)
         if self.ready:
             pthread_cond_destroy(&self.c.changed)
+            pthread_mutex_destroy(&self.c.filling)
             pthread_mutex_destroy(&self.c.lock)
 
     def close(self):
@@ -373,8 +375,8 @@ cdef class SimCore:
 
     def precopy_info(self, int fd):
         """(initial, dirty) bytes of the stream that are still to be read from ``fd``."""
-        cdef uint64_t initial = 0, dirty = 0, at, beyond
-        cdef int unread = 0, status = 0
+        cdef uint64_t initial = 0, dirty = 0, at = 0, beyond
+        cdef int status = 0
         cdef core_t *c = &self.c
         with nogil:
             member_tick(&c.member)
@@ -383,11 +385,10 @@ cdef class SimCore:
                 status = -ENOTTY
             elif c.member.state != STATE_PRE_COPY and c.member.state != STATE_PRE_COPY_P2P:
                 status = -EINVAL
-            elif ioctl(fd, FIONREAD, &unread) < 0:
-                status = -errno
             else:
+                status = self.read_to(fd, &at)
+            if status == 0:
                 core_advance(c)
-                at = c.written - <uint64_t>unread
                 if c.initial_total > at:
                     initial = c.initial_total - at
                 beyond = at if at > c.initial_total else c.initial_total
@@ -401,8 +402,8 @@ cdef class SimCore:
 
     def stop_copy_size(self):
         """Bytes of the stream that a STOP_COPY from here would still hand out."""
-        cdef uint64_t total
-        cdef int unread = 0, status = 0, fd
+        cdef uint64_t total, at = 0
+        cdef int status = 0, fd
         cdef core_t *c = &self.c
         with nogil:
             pthread_mutex_lock(&c.lock)
@@ -415,17 +416,26 @@ cdef class SimCore:
                 fd = c.pipe
                 if fd < 0:
                     fd = self.peek()
-                if fd < 0 or ioctl(fd, FIONREAD, &unread) < 0:
-                    status = -errno
-                elif fd != c.pipe:
+                status = self.read_to(fd, &at) if fd >= 0 else -errno
+                if fd >= 0 and fd != c.pipe:
                     close(fd)
-                total += c.state.pending + c.picked - c.written + <uint64_t>unread
+                total += c.state.pending + c.picked - at
                 if not c.setup_sent:
                     total += HEADER_SIZE + sizeof(setup_t)
             pthread_mutex_unlock(&c.lock)
         if status < 0:
             raise_status(status)
         return total
+
+    cdef int read_to(self, int fd, uint64_t *at) noexcept nogil:
+        # How far the stream has been read: what was written less what is still in the pipe.
+        cdef int left = 0, status = 0
+        pthread_mutex_lock(&self.c.filling)
+        if ioctl(fd, FIONREAD, &left) < 0:
+            status = -errno
+        at[0] = self.c.written - <uint64_t>left
+        pthread_mutex_unlock(&self.c.filling)
+        return status
 
     cdef int peek(self) noexcept nogil:
         # A reader for a moment: unlike a writer it does not disturb the end of the data.
