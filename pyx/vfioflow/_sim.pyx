@@ -11,7 +11,7 @@ from posix.fcntl cimport F_SETFL, O_NONBLOCK, O_RDONLY, fcntl, open
 from posix.time cimport CLOCK_MONOTONIC
 from posix.unistd cimport close
 
-from errnos cimport EINVAL, ENOTTY, errno
+from errnos cimport EAGAIN, EINVAL, ENOTTY, errno
 from eventfd cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd, eventfd_write
 from pipes cimport F_SETPIPE_SZ, FIONREAD, O_CLOEXEC, O_PATH, ioctl, pipe2
 from pthread cimport (
@@ -177,6 +177,11 @@ cdef class SimCore:
         """Counts calls of :meth:`release`; give it to the waits below."""
         return self.c.released
 
+    @property
+    def waiting(self):
+        """How many threads wait in an arc, for a load, or inside a write."""
+        return self.c.waiting
+
     def release(self):
         """End the waits and hangs that began before."""
         with nogil:
@@ -195,8 +200,10 @@ cdef class SimCore:
             if seconds > 0:
                 until = now_ns() + <uint64_t>(seconds * 1e9)
             pthread_mutex_lock(&self.c.lock)
+            self.c.waiting += 1
             while self.c.released == released and (until == 0 or now_ns() < until):
                 core_wait(&self.c, until)
+            self.c.waiting -= 1
             kept = self.c.released == released
             pthread_mutex_unlock(&self.c.lock)
         return kept
@@ -292,12 +299,15 @@ cdef class SimCore:
     def _start(self, body, int state, int fd):
         thread = threading.Thread(target=body, name="vfioflow-sim", daemon=True)
         try:
-            self.set_effective(state)
             thread.start()
             self.thread = thread
-        except BaseException:
+            self.set_effective(state)
+        except BaseException as error:
             close(fd)
             self.end_session()
+            if isinstance(error, RuntimeError):
+                # No thread to be had; the device stays where it was.
+                raise_status(-EAGAIN)
             raise
 
     def _feed(self):
@@ -344,8 +354,10 @@ cdef class SimCore:
             self.c.flush_asked += 1
             asked = self.c.flush_asked
             eventfd_write(self.c.wake, 1)
+            self.c.waiting += 1
             while self.c.flush_done < asked and self.c.released == released:
                 core_wait(&self.c, 0)
+            self.c.waiting -= 1
             kept = self.c.flush_done >= asked
             pthread_mutex_unlock(&self.c.lock)
         return kept

@@ -52,6 +52,7 @@ ctypedef struct core_t:
     int load_in_write           # the load is validated inside write, not in RESUMING -> STOP
     fault_t fault[MAX_FAULTS]
     int faults
+    int waiting                 # threads that wait in an arc, a flush or a write
     uint64_t released           # counts resets and closes: they end the waits that began before
     # the session
     int session

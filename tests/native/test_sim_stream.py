@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ from typing import Any
 import pytest
 
 from vfioflow.devices.sim import Fault, SimDevice, profile_names
-from vfioflow.errors import DeviceError
-from vfioflow.states import Flags, State
+from vfioflow.states import State
 
 Refused = Callable[[Callable[[], object]], int]
 CONTENTS = ["zeros", "structured", "random", "mix"]
@@ -164,9 +164,9 @@ def test_dirty_data_comes_by_itself(hand: Any) -> None:
             moved += len(os.read(fd, 1 << 20))
         assert device.set_state(State.PRE_COPY_P2P) == -1
         port = device.port(fd)
-        hand.drain(port)
-        # Quiet from here: whatever there was has been read.
-        assert device.precopy_info(port.fileno()).pending_bytes == 0
+        # Quiet from here: the rest comes to an end.
+        while device.precopy_info(port.fileno()).pending_bytes:
+            hand.drain(port)
         assert hand.drain(port) == (b"", errno.ENOMSG)
         port.close()
 
@@ -455,10 +455,12 @@ def test_a_hang_while_loading_is_ended(
         else:
             port.write(stream)
             hung = background(lambda: device.set_state(State.STOP))
+        while not device.core.waiting:
+            pass
         getattr(device, end)()
         error = hung.result()
         assert isinstance(error, OSError)
-        assert error.errno in (errno.ENODEV, errno.EINVAL)
+        assert error.errno == errno.ENODEV
         port.close()
 
 
@@ -495,19 +497,14 @@ def test_a_huge_state_costs_little_memory() -> None:
 
 
 def test_failing_to_open_a_session_leaves_the_device_as_it_was(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
-    import threading
-
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with SimDevice("d", profile="mtty") as device:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(RuntimeError):
-                device.set_state(State.PRE_COPY)
-        assert device.core.session == 0
-        assert Flags.PRE_COPY in device.info.flags
-        with pytest.raises(DeviceError):
-            device.precopy_info(0)
+            assert refused(lambda: device.set_state(State.PRE_COPY)) == errno.EAGAIN
+            assert device.state is State.RUNNING
+        os.close(device.set_state(State.PRE_COPY))
