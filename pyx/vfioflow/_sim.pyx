@@ -43,7 +43,15 @@ from vfioflow._simcore cimport (
     fault_t,
     open_writer,
 )
-from vfioflow._simfabric cimport FabricCore, entry_t, member_load_ledger, member_set_state, member_tick
+from vfioflow._simfabric cimport (
+    FabricCore,
+    entry_t,
+    ledger_t,
+    member_ledger,
+    member_load_ledger,
+    member_set_state,
+    member_tick,
+)
 from vfioflow._simload cimport consume, load_check
 from vfioflow._simsave cimport feed, start_pass, trailer_length
 from vfioflow._simstate cimport (
@@ -141,7 +149,6 @@ cdef class SimCore:
         self.end_session()
         if self.fabric is not None:
             self.fabric.leave(&self.c.member, self)
-            self.fabric = None
         live_devices -= 1
 
     def join(self, FabricCore fabric not None):
@@ -472,8 +479,11 @@ cdef class SimCore:
         """What the device knows of its peers: name hash -> (sent, received, duplicates, gaps)."""
         cdef uint32_t i
         cdef entry_t *entry
+        cdef ledger_t book
+        with nogil:
+            member_ledger(&self.c.member, &book)
         out = {}
-        for i in range(self.c.member.ledger.count):
-            entry = &self.c.member.ledger.entry[i]
+        for i in range(book.count):
+            entry = &book.entry[i]
             out[entry.peer] = (entry.sent, entry.received, entry.duplicates, entry.gaps)
         return out

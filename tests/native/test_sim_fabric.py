@@ -120,6 +120,40 @@ def test_starting_one_after_the_other_loses(count: int, make: Make, hand: Any) -
     assert any(text.startswith("gpu0 -> net0: ") for text in report.differences)
 
 
+def test_barriers_hold_when_all_move_at_once(
+    make: Make, hand: Any, background: Callable[..., Any]
+) -> None:
+    sources, targets = make(3, p2p_rate=1e6), make(3, p2p_rate=1e6)
+    pairs = start(sources, targets)
+
+    def together(devices: list[SimDevice], state: State) -> None:
+        assert [t.result() for t in [background(lambda d=d: d.set_state(state)) for d in devices]]
+
+    def pump(source: SimDevice, out: Any, into: Any) -> None:
+        hand.send(into, hand.drain(out)[0])
+
+    for _ in range(3):
+        together(sources, State.PRE_COPY_P2P)
+        together(sources, State.PRE_COPY)
+        assert ledger(sources).messages > 0
+    together(sources, State.PRE_COPY_P2P)
+    quiet = ledger(sources)
+    assert quiet.balanced
+    together(sources, State.STOP_COPY)
+    moving = [background(lambda s=s, p=p: pump(s, *p)) for s, p in zip(sources, pairs, strict=True)]
+    assert [m.result() for m in moving] == [None] * 3
+    together(targets, State.RUNNING_P2P)
+    together(targets, State.RUNNING)
+    for target in targets:
+        target.set_state(State.RUNNING_P2P)
+    moved = ledger(targets)
+    assert moved.balanced
+    assert moved.messages > quiet.messages
+    for out, into in pairs:
+        out.close()
+        into.close()
+
+
 def test_an_aborted_migration_keeps_every_message(make: Make, hand: Any) -> None:
     sources = make(3)
     ports = [s.port(s.set_state(State.PRE_COPY)) for s in sources]

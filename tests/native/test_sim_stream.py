@@ -127,6 +127,21 @@ def test_what_a_drained_device_says(drained: str, code: int, hand: Any) -> None:
         port.close()
 
 
+def test_precopy_info_while_another_thread_reads(hand: Any, background: Callable[..., Any]) -> None:
+    with SimDevice("d", state_size="32MiB", initial_bytes="32MiB") as device:
+        port = device.port(device.set_state(State.PRE_COPY))
+        left = whole = device.precopy_info(port.fileno()).initial_bytes
+        reading = background(lambda: hand.drain(port, 100000))
+        while left:
+            info = device.precopy_info(port.fileno())
+            assert info.initial_bytes <= left
+            assert info.dirty_bytes == 0
+            left = info.initial_bytes
+        stream, _ = reading.result()
+        assert len(stream) == whole
+        port.close()
+
+
 def test_precopy_info_outside_precopy(refused: Refused, hand: Any) -> None:
     with SimDevice("d", profile="mtty") as device:
         assert refused(lambda: device.precopy_info(0)) == errno.EINVAL
