@@ -154,7 +154,7 @@ cdef class FabricCore:
                     self.c.count -= 1
                     self.c.member[i] = self.c.member[self.c.count]
                     break
-            member.fabric = NULL
+            # The pointer stays: another thread may be about to lock through it.
             pthread_mutex_unlock(&self.c.lock)
         self.owners.remove(owner)
         return 0
