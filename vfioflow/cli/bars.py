@@ -40,7 +40,7 @@ class Bar:
             if trail and whole >= before + lead:
                 filled += left
         after = width - before - len(filled)
-        empty = ("." if options.ascii_only else "━") if self.track else " "
+        empty = ("." if options.ascii_only else "─") if self.track else " "
         dim = console.get_style("bar.back" if self.track else "none")
         if before:
             yield Segment(empty * before, dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["complain", "is_quiet", "stderr", "verbosity", "verbosity_flags"]
 
 _KEY = "vfioflow.verbosity"
+_LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
 
 
 @cache
@@ -34,29 +36,26 @@ def complain(message: str, notes: Iterable[str] = (), *, kind: str = "error: ") 
 
 def verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command -v and -q, which count together before and after a command's name."""
-    decorators: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
-        click.option(
-            "-q",
-            "--quiet",
-            is_flag=True,
-            expose_value=False,
-            is_eager=True,
-            callback=_set_quiet,
-            help="No progress and no warnings: only the result, and errors.",
-        ),
-        click.option(
-            "-v",
-            "--verbose",
-            count=True,
-            expose_value=False,
-            is_eager=True,
-            callback=_add_verbosity,
-            help="Log what happens; -vv every event and decision too.",
-        ),
+    verbose = click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_add_verbosity,
+        help="Log what happens; -vv every event and decision too.",
     )
-    for decorator in decorators:
-        command = decorator(command)
-    return command
+    quiet = click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_set_quiet,
+        help="No progress and no warnings: only the result, and errors.",
+    )
+    decorated: Callable[..., Any] = verbose(quiet(command))
+    return decorated
 
 
 def is_quiet() -> bool:
@@ -121,7 +120,7 @@ class _Either(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._handler is None:
-            self._handler = _rich() if click.get_text_stream("stderr").isatty() else _Plain()
+            self._handler = _rich() if sys.stderr.isatty() else _Plain()
         self._handler.emit(record)
 
 

@@ -83,6 +83,7 @@ def _demo(devices_file: Path, seed: int, policy: Policy, as_json: bool) -> int:
             child = Child(devices_file, policy, flags)
             try:
                 async with child:
+                    screen.board.peer = child.address
                     source = Source(devices, child.address, policy=policy, observer=screen)
                     with screen:
                         ended = await attempt(source)

@@ -162,7 +162,7 @@ def draw(board: Board, now: float) -> RenderableType:
 
     head = Table.grid(Column(ratio=1), Column(justify="right"), expand=True)
     head.add_row(
-        Text.assemble((str(board.phase), "bold cyan"), ("  ", ""), (board.peer, "dim")),
+        Text.assemble((f"{board.phase}  ", "bold cyan"), (board.peer, "dim")),
         Text(f"{now - board.since:.1f} s", style="dim"),
     )
     known = any(row.pending is not None for row in board.rows.values())
@@ -174,7 +174,8 @@ def draw(board: Board, now: float) -> RenderableType:
         Column(justify="right", no_wrap=True, min_width=9),
         Column(justify="right", no_wrap=True, min_width=11, style="dim"),
         *([Column(justify="right", no_wrap=True, min_width=9)] if known else []),
-        padding=(0, 1),
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
         expand=known,
     )
     titles: list[Any] = ["device", "profile", "state", *([""] if known else []), "moved", "rate"]
@@ -200,7 +201,7 @@ def _foot(board: Board) -> RenderableType:
     parts = [
         (f"iteration {board.iteration}", ""),
         (units.rate(board.bandwidth), ""),
-        (f"{units.size(decision.threshold)} fit the limit", ""),
+        (f"threshold {units.size(decision.threshold)}", ""),
     ]
     predicted = decision.predicted_downtime
     if predicted is not None and board.limit is not None:
