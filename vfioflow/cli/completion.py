@@ -11,7 +11,7 @@ __all__ = ["command"]
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> int:
-    r"""Print the script that makes SHELL complete vfioflow's commands and options.
+    """Print the script that makes SHELL complete vfioflow's commands and options.
 
     \b
     bash:  vfioflow completion bash > ~/.local/share/bash-completion/completions/vfioflow

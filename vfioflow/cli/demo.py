@@ -51,7 +51,7 @@ _END_SECONDS = 10.0
 @json_option
 @verbosity
 def command(devices_file: str | None, seed: int, policy: Policy, as_json: bool) -> int:
-    r"""Migrate four simulated devices from this process to another one.
+    """Migrate four simulated devices from this process to another one.
 
     Shows the pre-copy rounds as they happen, then what moved, how long the virtual machine
     would have stood still, and on what that time was spent.

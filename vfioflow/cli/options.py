@@ -190,9 +190,9 @@ def _policy_option(name: str, default: Any) -> Callable[[Callable[..., Any]], Ca
         type=option.type,
         default=default,
         metavar=option.metavar,
-        show_default=option.default or True,
+        show_default=option.default is None,
         callback=_checked,
-        help=option.help,
+        help=f"{option.help}  [default: {option.default}]" if option.default else option.help,
     )
 
 

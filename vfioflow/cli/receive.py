@@ -40,7 +40,7 @@ log = logging.getLogger("vfioflow")
 @click.option("--until-eof", is_flag=True, hidden=True)
 @verbosity
 def command(devices_file: str, where: str, policy: Policy, as_json: bool, until_eof: bool) -> int:
-    r"""Wait for one `vfioflow send` and take its devices over into those in FILE.toml.
+    """Wait for one `vfioflow send` and take its devices over into those in FILE.toml.
 
     \b
     vfioflow receive --devices devices.toml --listen tcp://0.0.0.0:4747

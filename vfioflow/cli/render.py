@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import click
 from rich.console import Console, Group, RenderableType
 from rich.constrain import Constrain
 from rich.padding import Padding
@@ -47,7 +48,13 @@ class Check:
 
 def show(report: Report, checks: Iterable[Check] = ()) -> None:
     """Print the whole report on standard output."""
-    Console(highlight=False).print(summary(report, checks))
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(summary(report, checks))
+        return
+    with console.capture() as capture:
+        console.print(summary(report, checks))
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def summary(report: Report, checks: Iterable[Check] = ()) -> RenderableType:

@@ -24,7 +24,7 @@ __all__ = ["command"]
 @json_option
 @verbosity
 def command(devices_file: str, to: str, policy: Policy, as_json: bool) -> int:
-    r"""Migrate the devices in FILE.toml to a waiting `vfioflow receive`.
+    """Migrate the devices in FILE.toml to a waiting `vfioflow receive`.
 
     \b
     vfioflow send --devices devices.toml --to tcp://10.0.0.2:4747 --downtime-limit 200ms
