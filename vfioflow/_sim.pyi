@@ -59,6 +59,10 @@ class SimCore:
     def released(self) -> int:
         """Counts calls of `release`; give it to the waits below."""
 
+    @property
+    def waiting(self) -> int:
+        """How many threads wait in an arc, for a load, or inside a write."""
+
     def release(self) -> None:
         """End the waits and hangs that began before."""
 

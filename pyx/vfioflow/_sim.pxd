@@ -1,5 +1,7 @@
 # A simulated device's core object.
 
+from libc.stdint cimport uint64_t
+
 from vfioflow._simcore cimport core_t
 from vfioflow._simfabric cimport FabricCore
 
@@ -12,4 +14,5 @@ cdef class SimCore:
     cdef object thread
     cdef FabricCore fabric
     cdef int open_session(self, int kind, int fds[2], int mine) except -1
+    cdef int read_to(self, int fd, uint64_t *at) noexcept nogil
     cdef int peek(self) noexcept nogil

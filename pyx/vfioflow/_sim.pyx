@@ -11,7 +11,7 @@ from posix.fcntl cimport F_SETFL, O_NONBLOCK, O_RDONLY, fcntl, open
 from posix.time cimport CLOCK_MONOTONIC
 from posix.unistd cimport close
 
-from errnos cimport EINVAL, ENOTTY, errno
+from errnos cimport EAGAIN, EINVAL, ENOTTY, errno
 from eventfd cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd, eventfd_write
 from pipes cimport F_SETPIPE_SZ, FIONREAD, O_CLOEXEC, O_PATH, ioctl, pipe2
 from pthread cimport (
@@ -121,6 +121,7 @@ cdef class SimCore:
         pthread_condattr_init(&attributes)
         pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
         pthread_mutex_init(&self.c.lock, NULL)
+        pthread_mutex_init(&self.c.filling, NULL)
         pthread_cond_init(&self.c.changed, &attributes)
         pthread_condattr_destroy(&attributes)
         self.ready = 1
@@ -131,6 +132,7 @@ cdef class SimCore:
         state_free(&self.c.state)
         if self.ready:
             pthread_cond_destroy(&self.c.changed)
+            pthread_mutex_destroy(&self.c.filling)
             pthread_mutex_destroy(&self.c.lock)
 
     def close(self):
@@ -175,6 +177,11 @@ cdef class SimCore:
         """Counts calls of :meth:`release`; give it to the waits below."""
         return self.c.released
 
+    @property
+    def waiting(self):
+        """How many threads wait in an arc, for a load, or inside a write."""
+        return self.c.waiting
+
     def release(self):
         """End the waits and hangs that began before."""
         with nogil:
@@ -193,8 +200,10 @@ cdef class SimCore:
             if seconds > 0:
                 until = now_ns() + <uint64_t>(seconds * 1e9)
             pthread_mutex_lock(&self.c.lock)
+            self.c.waiting += 1
             while self.c.released == released and (until == 0 or now_ns() < until):
                 core_wait(&self.c, until)
+            self.c.waiting -= 1
             kept = self.c.released == released
             pthread_mutex_unlock(&self.c.lock)
         return kept
@@ -290,12 +299,15 @@ cdef class SimCore:
     def _start(self, body, int state, int fd):
         thread = threading.Thread(target=body, name="vfioflow-sim", daemon=True)
         try:
-            self.set_effective(state)
             thread.start()
             self.thread = thread
-        except BaseException:
+            self.set_effective(state)
+        except BaseException as error:
             close(fd)
             self.end_session()
+            if isinstance(error, RuntimeError):
+                # No thread to be had; the device stays where it was.
+                raise_status(-EAGAIN)
             raise
 
     def _feed(self):
@@ -342,8 +354,10 @@ cdef class SimCore:
             self.c.flush_asked += 1
             asked = self.c.flush_asked
             eventfd_write(self.c.wake, 1)
+            self.c.waiting += 1
             while self.c.flush_done < asked and self.c.released == released:
                 core_wait(&self.c, 0)
+            self.c.waiting -= 1
             kept = self.c.flush_done >= asked
             pthread_mutex_unlock(&self.c.lock)
         return kept
@@ -373,8 +387,8 @@ cdef class SimCore:
 
     def precopy_info(self, int fd):
         """(initial, dirty) bytes of the stream that are still to be read from ``fd``."""
-        cdef uint64_t initial = 0, dirty = 0, at, beyond
-        cdef int unread = 0, status = 0
+        cdef uint64_t initial = 0, dirty = 0, at = 0, beyond
+        cdef int status = 0
         cdef core_t *c = &self.c
         with nogil:
             member_tick(&c.member)
@@ -383,11 +397,10 @@ cdef class SimCore:
                 status = -ENOTTY
             elif c.member.state != STATE_PRE_COPY and c.member.state != STATE_PRE_COPY_P2P:
                 status = -EINVAL
-            elif ioctl(fd, FIONREAD, &unread) < 0:
-                status = -errno
             else:
+                status = self.read_to(fd, &at)
+            if status == 0:
                 core_advance(c)
-                at = c.written - <uint64_t>unread
                 if c.initial_total > at:
                     initial = c.initial_total - at
                 beyond = at if at > c.initial_total else c.initial_total
@@ -401,8 +414,8 @@ cdef class SimCore:
 
     def stop_copy_size(self):
         """Bytes of the stream that a STOP_COPY from here would still hand out."""
-        cdef uint64_t total
-        cdef int unread = 0, status = 0, fd
+        cdef uint64_t total, at = 0
+        cdef int status = 0, fd
         cdef core_t *c = &self.c
         with nogil:
             pthread_mutex_lock(&c.lock)
@@ -415,17 +428,26 @@ cdef class SimCore:
                 fd = c.pipe
                 if fd < 0:
                     fd = self.peek()
-                if fd < 0 or ioctl(fd, FIONREAD, &unread) < 0:
-                    status = -errno
-                elif fd != c.pipe:
+                status = self.read_to(fd, &at) if fd >= 0 else -errno
+                if fd >= 0 and fd != c.pipe:
                     close(fd)
-                total += c.state.pending + c.picked - c.written + <uint64_t>unread
+                total += c.state.pending + c.picked - at
                 if not c.setup_sent:
                     total += HEADER_SIZE + sizeof(setup_t)
             pthread_mutex_unlock(&c.lock)
         if status < 0:
             raise_status(status)
         return total
+
+    cdef int read_to(self, int fd, uint64_t *at) noexcept nogil:
+        # How far the stream has been read: what was written less what is still in the pipe.
+        cdef int left = 0, status = 0
+        pthread_mutex_lock(&self.c.filling)
+        if ioctl(fd, FIONREAD, &left) < 0:
+            status = -errno
+        at[0] = self.c.written - <uint64_t>left
+        pthread_mutex_unlock(&self.c.filling)
+        return status
 
     cdef int peek(self) noexcept nogil:
         # A reader for a moment: unlike a writer it does not disturb the end of the data.

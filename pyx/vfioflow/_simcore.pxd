@@ -36,6 +36,8 @@ ctypedef struct core_t:
     # Taken before the fabric's lock, never after.  Guards all that follows the configuration.
     pthread_mutex_t lock
     pthread_cond_t changed
+    # Held while bytes enter the pipe, so that `written` and what FIONREAD says agree; taken last.
+    pthread_mutex_t filling
     member_t member
     state_t state
     # configuration; constant once the device is made
@@ -50,6 +52,7 @@ ctypedef struct core_t:
     int load_in_write           # the load is validated inside write, not in RESUMING -> STOP
     fault_t fault[MAX_FAULTS]
     int faults
+    int waiting                 # threads that wait in an arc, a flush or a write
     uint64_t released           # counts resets and closes: they end the waits that began before
     # the session
     int session

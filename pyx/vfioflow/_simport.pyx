@@ -87,8 +87,10 @@ cdef ssize_t sim_write(port_t *port, const void *buffer, size_t size) noexcept n
     pthread_mutex_lock(&core.lock)
     core.moved += n
     if core.load_in_write:
+        core.waiting += 1
         while core.taken < core.moved and not core.bad and alive(shim, SESSION_LOAD):
             core_wait(core, 0)
+        core.waiting -= 1
         if not alive(shim, SESSION_LOAD):
             n = -ENODEV
         elif core.bad:

@@ -173,18 +173,20 @@ cdef int push(core_t *core, const uint8_t *data, size_t size, uint64_t *due_ns) 
             return status
         part += done
         while done < part:
+            pthread_mutex_lock(&core.filling)
             n = write(core.pipe, data + done, part - done)
+            status = errno
+            if n > 0:
+                core.written += n
+            pthread_mutex_unlock(&core.filling)
             if n > 0:
                 done += n
-                pthread_mutex_lock(&core.lock)
-                core.written += n
-                pthread_mutex_unlock(&core.lock)
-            elif errno == EAGAIN:
+            elif status == EAGAIN:
                 status = wait_fd(core.pipe, POLLOUT, core.wake, -1)
                 if status < 0:
                     return status
-            elif errno != EINTR:
-                return -errno
+            elif status != EINTR:
+                return -status
     return 0
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vfioflow.devices.sim import Fabric, Fault, SimDevice
+from vfioflow.devices.sim import Fabric, Fault, Profile, SimDevice
 from vfioflow.devices.sizes import parse_size
 from vfioflow.errors import ConfigError
 
@@ -44,6 +44,12 @@ def _make_sim(name: str, table: dict[str, Any]) -> Device:
     profile = rest.pop("profile", "generic")
     if not isinstance(profile, str):
         raise ConfigError(f"profile = {profile!r}: must be a profile's name")
+    valid = [f.name for f in fields(Profile)]
+    for key in rest:
+        if key not in valid:
+            raise ConfigError(
+                f"unknown key {key!r}; valid are profile, seed, fault, {', '.join(valid)}"
+            )
     return SimDevice(name, profile=profile, seed=seed, faults=faults, **rest)
 
 

@@ -142,7 +142,11 @@ class Profile:
     def _check_arcs(self, flags: Flags) -> None:
         _need(isinstance(self.arc_seconds, Mapping), "arc_seconds", self.arc_seconds, "a table")
         for arc, seconds in self.arc_seconds.items():
-            if parse_arc(arc) not in ARCS[flags]:
+            try:
+                ends = parse_arc(arc)
+            except ConfigError as error:
+                raise ConfigError(f"arc_seconds: {error}") from None
+            if ends not in ARCS[flags]:
                 raise ConfigError(f"arc_seconds: a device with the flags {flags} has no arc {arc}")
             _need(_number(seconds), f"arc_seconds.{arc}", seconds, "a number from 0")
 
@@ -189,6 +193,10 @@ class Profile:
                     raise ConfigError(f"{key}: {error}") from None
         if isinstance(values.get("flags"), list):
             values["flags"] = tuple(values["flags"])
+        # A device that lost its PRE_COPY offers nothing there.
+        flags = values.get("flags")
+        if isinstance(flags, tuple) and "PRE_COPY" not in flags:
+            values.setdefault("initial_bytes", 0)
         size = values.get("state_size")
         if isinstance(size, int) and _integer(size) and size > 0:
             for key in ("initial_bytes", "dirty_set"):

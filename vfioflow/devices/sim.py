@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _STREAM_KINDS = {"errno": 1, "short": 2, "hang": 3, "corrupt": 4}
+_TAKE_OVER_SECONDS = 0.05
 _LOAD_ARC = "RESUMING->STOP"
 
 live = _sim.live
@@ -94,7 +95,7 @@ class SimDevice:
         if fabric is not None:
             try:
                 fabric.add(self)
-            except ConfigError:
+            except BaseException:
                 self.close()
                 raise
 
@@ -244,7 +245,7 @@ class SimDevice:
     def port(self, data_fd: int) -> SimPort:
         """The face through which a pump moves ``data_fd``.  Takes ownership of the fd.
 
-        Raises DeviceError (EINVAL) when the device has no session.
+        Raises DeviceError (EINVAL) when the device has no session; the fd is closed then.
         """
         try:
             return SimPort(data_fd, self._core)
@@ -273,22 +274,32 @@ class SimDevice:
 
     def reset(self) -> None:
         """Back to RUNNING as a device just made; ends any session, hang and wait."""
-        self._core.release()
-        with self._lock:
+        self._take_over()
+        try:
             self._ensure_open("reset")
             self._core.end_session()
             self._core.fresh()
             self._core.set_effective(State.RUNNING)
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Release the device: ends any session, hang and wait.  Safe to call twice."""
         if self._closed:
             return
-        self._core.release()
-        with self._lock:
+        self._take_over()
+        try:
             if not self._closed:
                 self._closed = True
                 self._core.close()
+        finally:
+            self._lock.release()
+
+    def _take_over(self) -> None:
+        # Again and again: another thread may begin to hang between a release and the lock.
+        self._core.release()
+        while not self._lock.acquire(timeout=_TAKE_OVER_SECONDS):
+            self._core.release()
 
     def true_digest(self) -> int:
         """The device's own 64-bit digest over all that it holds, received or generated.

@@ -1,0 +1,510 @@
+"""The streams of simulated devices: what they hand out, and what they refuse to load."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfioflow.devices.sim import Fault, SimDevice, profile_names
+from vfioflow.states import State
+
+Refused = Callable[[Callable[[], object]], int]
+CONTENTS = ["zeros", "structured", "random", "mix"]
+
+
+@pytest.fixture(params=["write", "stop"])
+def load_in(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_moves_whole(name: str, hand: Any) -> None:
+    size = "20MiB" if name in ("xe", "vgpu", "mlx5", "generic") else None
+    with (
+        SimDevice("d", profile=name, state_size=size, seed=3) as source,
+        SimDevice("d", profile=name, state_size=size, seed=4) as target,
+    ):
+        stream = hand.save(source)
+        assert target.true_digest() != source.true_digest()
+        hand.load(target, stream)
+        assert target.true_digest() == source.true_digest()
+        # The destination is a source of its own, with the content that it was given.
+        with SimDevice("d", profile=name, state_size=size, seed=5) as third:
+            hand.load(third, hand.save(target))
+            assert third.true_digest() == target.true_digest()
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("size", [1, 15, 65536, 65537, 300000])
+def test_contents_and_sizes(content: str, size: int, hand: Any) -> None:
+    kind = {"state_size": size, "content": content, "initial_bytes": size // 2}
+    with SimDevice("d", seed=1, **kind) as source, SimDevice("d", seed=2, **kind) as target:
+        hand.load(target, hand.save(source))
+        assert target.true_digest() == source.true_digest()
+
+
+def test_a_file_as_content(tmp_path: Path, hand: Any, refused: Refused) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(os.urandom(200000))
+    other = tmp_path / "other"
+    other.write_bytes(os.urandom(200000))
+    kind = {"state_size": 400000, "content": f"file:{path}"}
+    with SimDevice("d", **kind) as source, SimDevice("d", **kind) as target:
+        stream = hand.save(source)
+        assert path.read_bytes()[16:60000] in stream
+        hand.load(target, stream)
+        assert target.true_digest() == source.true_digest()
+    with SimDevice("d", state_size=400000, content=f"file:{other}") as wrong:
+        assert refused(lambda: hand.load(wrong, stream)) == errno.EINVAL
+
+
+@pytest.mark.parametrize("size", [1, 13, 4096])
+def test_segmentation_does_not_matter(size: int, hand: Any, load_in: str) -> None:
+    kind: dict[str, Any] = {"profile": "mtty", "load_in": load_in}
+    with SimDevice("d", seed=1, **kind) as source, SimDevice("d", seed=2, **kind) as target:
+        port = source.port(source.set_state(State.STOP_COPY))
+        stream, end = hand.drain(port, size)
+        port.close()
+        assert end == 0
+        port = target.port(target.set_state(State.RESUMING))
+        hand.send(port, stream, size)
+        target.set_state(State.RUNNING)
+        port.close()
+        source.set_state(State.STOP)
+        assert target.true_digest() == source.true_digest()
+
+
+def test_bare_fds_move_a_device(hand: Any) -> None:
+    kind: dict[str, Any] = {"state_size": "3MiB", "initial_bytes": "1MiB"}
+    with SimDevice("d", seed=1, **kind) as source, SimDevice("d", seed=2, **kind) as target:
+        into = target.set_state(State.RESUMING)
+        out = source.set_state(State.PRE_COPY)
+        while os.splice(out, into, 1 << 20):
+            pass
+        assert source.precopy_info(out).pending_bytes == 0
+        assert source.set_state(State.STOP_COPY) == -1
+        while os.splice(out, into, 1 << 20):
+            pass
+        assert os.read(out, 10) == b""
+        os.close(into)
+        target.set_state(State.STOP)
+        assert target.true_digest() == source.true_digest()
+        os.close(out)
+
+
+@pytest.mark.parametrize(("drained", "code"), [("ENOMSG", errno.ENOMSG), ("0", 0)])
+def test_what_a_drained_device_says(drained: str, code: int, hand: Any) -> None:
+    with SimDevice("d", state_size="1MiB", initial_bytes="256KiB", drained=drained) as device:
+        whole = device.stop_copy_size()
+        port = device.port(device.set_state(State.PRE_COPY))
+        info = device.precopy_info(port.fileno())
+        assert (info.initial_bytes, info.dirty_bytes) == (32 + 32 + 4 * (65536 + 32), 0)
+        first = hand.read(port, 1000)
+        assert device.precopy_info(port.fileno()).initial_bytes == info.initial_bytes - len(first)
+        stream, end = hand.drain(port)
+        assert end == code
+        assert len(first) + len(stream) == info.initial_bytes
+        assert device.precopy_info(port.fileno()).pending_bytes == 0
+        assert hand.drain(port) == (b"", code)
+        assert device.set_state(State.PRE_COPY_P2P) == -1
+        assert hand.drain(port) == (b"", code)
+        rest = device.stop_copy_size()
+        assert rest is not None
+        assert device.set_state(State.STOP_COPY) == -1
+        assert device.stop_copy_size() == rest
+        tail, end = hand.drain(port)
+        assert (len(tail), end) == (rest, 0)
+        assert hand.drain(port) == (b"", 0)
+        assert device.stop_copy_size() == 0
+        assert whole == len(first) + len(stream) + len(tail)
+        port.close()
+
+
+def test_precopy_info_outside_precopy(refused: Refused, hand: Any) -> None:
+    with SimDevice("d", profile="mtty") as device:
+        assert refused(lambda: device.precopy_info(0)) == errno.EINVAL
+        fd = device.set_state(State.STOP_COPY)
+        assert refused(lambda: device.precopy_info(fd)) == errno.EINVAL
+        os.close(fd)
+        fd = device.set_state(State.RESUMING)
+        assert refused(lambda: device.precopy_info(fd)) == errno.ENOTTY
+        os.close(fd)
+
+
+def test_only_asking_starts_the_next_save(hand: Any) -> None:
+    with SimDevice(
+        "d", state_size="1MiB", initial_bytes="512KiB", dirty_rate="16GiB", info_starts_save=True
+    ) as device:
+        port = device.port(device.set_state(State.PRE_COPY))
+        assert hand.drain(port)[1] == errno.ENOMSG
+        # However often it reads: nothing, although the device dirties all the time.
+        for _ in range(1000):
+            assert hand.drain(port) == (b"", errno.ENOMSG)
+        while not (info := device.precopy_info(port.fileno())).dirty_bytes:
+            pass
+        again, _ = hand.drain(port)
+        assert info.initial_bytes == 0
+        assert len(again) >= info.dirty_bytes
+        assert len(again) % (65536 + 32) == 0
+        port.close()
+
+
+def test_dirty_data_comes_by_itself(hand: Any) -> None:
+    with SimDevice("d", state_size="1MiB", initial_bytes="512KiB", dirty_rate="64MiB") as device:
+        fd = device.set_state(State.PRE_COPY)
+        moved = 0
+        while moved < 4 << 20:
+            moved += len(os.read(fd, 1 << 20))
+        assert device.set_state(State.PRE_COPY_P2P) == -1
+        port = device.port(fd)
+        # Quiet from here: the rest comes to an end.
+        while device.precopy_info(port.fileno()).pending_bytes:
+            hand.drain(port)
+        assert hand.drain(port) == (b"", errno.ENOMSG)
+        port.close()
+
+
+def test_a_dirtying_device_moves_whole(hand: Any) -> None:
+    kind: dict[str, Any] = {"profile": "mlx5", "state_size": "8MiB", "dirty_rate": "8GiB"}
+    with SimDevice("d", seed=1, **kind) as source, SimDevice("d", seed=2, **kind) as target:
+        out = source.port(source.set_state(State.PRE_COPY))
+        into = target.port(target.set_state(State.RESUMING))
+        sent = 0
+        for _ in range(20):
+            part, end = hand.drain(out)
+            assert end == errno.ENOMSG
+            hand.send(into, part)
+            sent += len(part)
+            source.precopy_info(out.fileno())
+        assert sent > 8 << 20
+        source.set_state(State.STOP_COPY)
+        hand.send(into, hand.drain(out)[0])
+        target.set_state(State.STOP)
+        assert target.true_digest() == source.true_digest()
+        out.close()
+        into.close()
+
+
+def test_a_return_to_running_starts_over(hand: Any, refused: Refused) -> None:
+    with (
+        SimDevice("d", state_size="1MiB", dirty_rate="1GiB") as source,
+        SimDevice("d", state_size="1MiB") as target,
+    ):
+        first = source.port(source.set_state(State.PRE_COPY))
+        hand.drain(first)
+        source.set_state(State.RUNNING)
+        assert refused(lambda: first.read(10)) == errno.ENODEV
+        first.close()
+        hand.load(target, hand.save(source))
+        assert target.true_digest() == source.true_digest()
+
+
+def test_a_port_dies_with_its_session(refused: Refused, hand: Any) -> None:
+    with SimDevice("d", profile="mtty") as device:
+        old = device.port(device.set_state(State.PRE_COPY))
+        assert hand.read(old, 4)
+        device.set_state(State.RUNNING)
+        assert refused(lambda: old.read(4)) == errno.ENODEV
+        new = device.port(device.set_state(State.PRE_COPY))
+        assert refused(lambda: old.read(4)) == errno.ENODEV
+        assert hand.read(new, 4)
+        device.reset()
+        assert refused(lambda: new.read(4)) == errno.ENODEV
+        into = device.port(device.set_state(State.RESUMING))
+        assert into.write(b"\x31") == 1
+        device.reset()
+        assert refused(lambda: into.write(b"x")) == errno.ENODEV
+        for port in (old, new, into):
+            port.close()
+
+
+def test_a_port_needs_a_session(refused: Refused) -> None:
+    with SimDevice("d", profile="mtty") as device:
+        spare = os.open("/dev/null", os.O_RDONLY)
+        assert refused(lambda: device.port(spare)) == errno.EINVAL
+        # The port owned the fd all the same.
+        assert refused(lambda: os.fstat(spare)) == errno.EBADF
+
+
+def test_a_reader_that_goes_away_stops_the_stream() -> None:
+    with SimDevice("d", state_size="64MiB") as device:
+        fd = device.set_state(State.STOP_COPY)
+        os.read(fd, 100)
+        os.close(fd)
+        device.set_state(State.RUNNING)
+        assert device.state is State.RUNNING
+
+
+def test_a_full_pipe_does_not_hold_a_change_up() -> None:
+    with SimDevice("d", state_size="64MiB") as device:
+        fd = device.set_state(State.STOP_COPY)
+        device.set_state(State.RUNNING)
+        os.close(fd)
+
+
+def test_rates_pace_without_changing_anything(hand: Any) -> None:
+    kind: dict[str, Any] = {"state_size": "1MiB", "read_rate": "64MiB", "write_rate": "64MiB"}
+    with SimDevice("d", seed=1, **kind) as source, SimDevice("d", seed=2, **kind) as target:
+        hand.load(target, hand.save(source))
+        assert target.true_digest() == source.true_digest()
+
+
+def test_a_slow_rate_is_cut_short() -> None:
+    with SimDevice("d", state_size="1MiB", read_rate=1, write_rate=1) as device:
+        fd = device.set_state(State.STOP_COPY)
+        device.set_state(State.RUNNING)
+        os.close(fd)
+        fd = device.set_state(State.RESUMING)
+        os.write(fd, b"\x31MSV")
+        device.reset()
+        os.close(fd)
+
+
+# What must not load.
+
+
+def test_missing_bytes_can_be_added(hand: Any, refused: Refused, load_in: str) -> None:
+    kind: dict[str, Any] = {"profile": "mtty", "load_in": load_in}
+    with SimDevice("d", seed=1, **kind) as source, SimDevice("d", seed=2, **kind) as target:
+        stream = hand.save(source)
+        port = target.port(target.set_state(State.RESUMING))
+        for cut in (1, 40, len(stream) - 1):
+            hand.send(port, stream[:cut] if cut == 1 else b"")
+            if cut > 1:
+                hand.send(port, stream[{40: 1}.get(cut, 40) : cut])
+            assert refused(lambda: target.set_state(State.STOP)) == errno.EINVAL
+            assert target.state is State.RESUMING
+        hand.send(port, stream[-1:])
+        target.set_state(State.STOP)
+        assert target.true_digest() == source.true_digest()
+        port.close()
+
+
+@pytest.mark.parametrize("at", ["read", "write"])
+def test_a_flipped_bit_anywhere_is_caught(
+    at: str, hand: Any, refused: Refused, load_in: str
+) -> None:
+    with SimDevice("d", profile="mtty") as source:
+        length = len(hand.save(source))
+    for offset in range(length):
+        fault = [Fault(at, "corrupt", offset=offset)]
+        with (
+            SimDevice("d", profile="mtty", faults=fault if at == "read" else []) as source,
+            SimDevice(
+                "d", profile="mtty", load_in=load_in, faults=fault if at == "write" else []
+            ) as target,
+        ):
+            stream = hand.save(source)
+            into = target.set_state(State.RESUMING)
+            os.write(into, stream)
+            assert refused(lambda d=target: d.set_state(State.STOP)) == errno.EINVAL, offset
+            assert target.state is State.RESUMING
+            os.close(into)
+            target.reset()
+            if at == "read":
+                continue
+            # The fault has struck its once.
+            hand.load(target, stream)
+            assert target.true_digest() == source.true_digest()
+
+
+def stream_of(hand: Any) -> list[bytes]:
+    with SimDevice("d", profile="mtty", seed=1) as source:
+        records: list[bytes] = hand.records(hand.save(source))
+    return records
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (lambda r: [*r[:1], *r[2:]], errno.EINVAL),
+        (lambda r: [r[0], r[2], r[1], *r[3:]], errno.EINVAL),
+        (lambda r: [*r[:2], *r[1:]], errno.EINVAL),
+        (lambda r: r[1:], errno.EFAULT),
+        (lambda r: [r[0], *r], errno.EFAULT),
+        (lambda r: [*r, b"x"], errno.ENOMEM),
+        (lambda r: [*r, *r], errno.ENOMEM),
+        (lambda r: [b"\0" * 100, *r], errno.EFAULT),
+    ],
+    ids=["dropped", "swapped", "repeated", "no-setup", "two-setups", "surplus", "twice", "garbage"],
+)
+def test_a_wrong_stream_is_refused(
+    wrong: Callable[[list[bytes]], list[bytes]], code: int, hand: Any, refused: Refused
+) -> None:
+    stream = b"".join(wrong(stream_of(hand)))
+    with SimDevice("d", profile="mtty", load_in="write") as target:
+        port = target.port(target.set_state(State.RESUMING))
+        assert refused(lambda: hand.send(port, stream)) == code
+        assert refused(lambda: port.write(b"more")) == code
+        assert refused(lambda: target.set_state(State.STOP)) == errno.EINVAL
+        port.close()
+    with SimDevice("d", profile="mtty", load_in="stop") as target:
+        fd = target.set_state(State.RESUMING)
+        os.write(fd, stream)
+        assert refused(lambda: target.set_state(State.STOP)) == errno.EINVAL
+        port = target.port(fd)
+        assert refused(lambda: port.write(b"more")) == code
+        target.reset()
+        assert target.state is State.RUNNING
+        port.close()
+
+
+@pytest.mark.parametrize("other", [{"driver": "another"}, {"state_size": 120}])
+def test_another_type_of_device_is_refused(
+    other: dict[str, Any], hand: Any, refused: Refused
+) -> None:
+    stream = b"".join(stream_of(hand))
+    with SimDevice("d", **{"profile": "mtty", "load_in": "write", **other}) as target:
+        assert refused(lambda: hand.load(target, stream)) == errno.EFAULT
+
+
+# Faults of the port.
+
+
+def test_an_errno_strikes_at_its_offset(hand: Any) -> None:
+    fault = Fault("read", "errno", errno="EIO", offset=1000)
+    with SimDevice("d", state_size="1MiB", faults=[fault]) as device:
+        port = device.port(device.set_state(State.STOP_COPY))
+        stream, end = hand.drain(port)
+        assert (len(stream), end) == (1000, errno.EIO)
+        rest, end = hand.drain(port)
+        assert end == 0
+        assert len(hand.records(stream + rest)) == 18
+        port.close()
+
+
+def test_an_errno_that_stays(hand: Any) -> None:
+    fault = Fault("read", "errno", errno="EIO", offset=7, once=False)
+    with SimDevice("d", profile="mtty", faults=[fault]) as device:
+        port = device.port(device.set_state(State.STOP_COPY))
+        assert hand.drain(port)[1] == errno.EIO
+        for _ in range(3):
+            assert hand.drain(port) == (b"", errno.EIO)
+        port.close()
+
+
+def test_an_errno_while_writing(hand: Any, refused: Refused, load_in: str) -> None:
+    stream = b"".join(stream_of(hand))
+    fault = Fault("write", "errno", errno="ENOSPC", offset=50)
+    with SimDevice("d", profile="mtty", load_in=load_in, faults=[fault]) as target:
+        port = target.port(target.set_state(State.RESUMING))
+        assert port.write(stream) == 50
+        assert refused(lambda: port.write(stream[50:])) == errno.ENOSPC
+        hand.send(port, stream[50:])
+        target.set_state(State.STOP)
+        port.close()
+
+
+def test_short_transfers(hand: Any) -> None:
+    read = Fault("read", "short", offset=100)
+    write = Fault("write", "short", offset=60)
+    with (
+        SimDevice("d", profile="mtty", seed=1, faults=[read]) as source,
+        SimDevice("d", profile="mtty", seed=2, faults=[write]) as target,
+    ):
+        port = source.port(source.set_state(State.STOP_COPY))
+        select.select([port], [], [])
+        stream = port.read(1000)
+        assert len(stream) == 100
+        piece = port.read(30)
+        assert len(piece) == 10
+        stream += piece + hand.drain(port)[0]
+        port.close()
+        port = target.port(target.set_state(State.RESUMING))
+        assert port.write(stream) == 60
+        assert port.write(stream[60:120]) == 20
+        hand.send(port, stream[80:])
+        target.set_state(State.STOP)
+        port.close()
+        assert target.true_digest() == source.true_digest()
+
+
+@pytest.mark.parametrize("end", ["reset", "close"])
+def test_a_hang_while_reading_is_ended(end: str, refused: Refused) -> None:
+    fault = Fault("read", "hang", offset=500)
+    with SimDevice("d", state_size="1MiB", faults=[fault]) as device:
+        port = device.port(device.set_state(State.STOP_COPY))
+        got = b""
+        while len(got) < 500:
+            select.select([port], [], [])
+            got += port.read(1 << 20)
+        assert len(got) == 500
+        assert refused(lambda: port.read(10)) == errno.EAGAIN
+        getattr(device, end)()
+        assert refused(lambda: port.read(10)) == errno.ENODEV
+        port.close()
+
+
+@pytest.mark.parametrize("end", ["reset", "close"])
+def test_a_hang_while_loading_is_ended(
+    end: str, hand: Any, background: Callable[..., Any], load_in: str
+) -> None:
+    stream = b"".join(stream_of(hand))
+    fault = Fault("write", "hang", offset=100)
+    with SimDevice("d", profile="mtty", load_in=load_in, faults=[fault]) as device:
+        port = device.port(device.set_state(State.RESUMING))
+        if load_in == "write":
+            hung = background(lambda: port.write(stream))
+        else:
+            port.write(stream)
+            hung = background(lambda: device.set_state(State.STOP))
+        while not device.core.waiting:
+            pass
+        getattr(device, end)()
+        error = hung.result()
+        assert isinstance(error, OSError)
+        assert error.errno == errno.ENODEV
+        port.close()
+
+
+@pytest.mark.parametrize("load_seconds", [0.02])
+def test_a_load_takes_its_time_and_works(load_seconds: float, hand: Any, load_in: str) -> None:
+    stream = b"".join(stream_of(hand))
+    kind: dict[str, Any] = {"load_seconds": load_seconds, "load_in": load_in}
+    with SimDevice("d", profile="mtty", **kind) as target:
+        hand.load(target, stream, State.RUNNING)
+        assert target.state is State.RUNNING
+        assert ("RESUMING->STOP" in target.info.arc_seconds) == (load_in == "stop")
+
+
+def test_reset_forgets_what_was_loaded(hand: Any) -> None:
+    with SimDevice("d", profile="mtty", seed=2) as target:
+        fresh = target.true_digest()
+        hand.load(target, b"".join(stream_of(hand)))
+        assert target.true_digest() != fresh
+        target.reset()
+        assert target.true_digest() == fresh
+
+
+def test_a_size_that_is_not_known() -> None:
+    with SimDevice("d", profile="mtty", has_data_size=False) as device:
+        assert device.stop_copy_size() is None
+
+
+def test_a_huge_state_costs_little_memory() -> None:
+    with SimDevice("d", state_size="32GiB") as device:
+        fd = device.set_state(State.STOP_COPY)
+        assert device.stop_copy_size() == (32 << 30) + 524288 * 32 + 64 + 48
+        assert len(os.read(fd, 1 << 16)) == 1 << 16
+        os.close(fd)
+
+
+def test_failing_to_open_a_session_leaves_the_device_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with SimDevice("d", profile="mtty") as device:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            assert refused(lambda: device.set_state(State.PRE_COPY)) == errno.EAGAIN
+            assert device.state is State.RUNNING
+        os.close(device.set_state(State.PRE_COPY))
