@@ -431,7 +431,7 @@ class Destination:
                     bytes_stopcopy=0,
                     bytes_wire=stream.wire_bytes if stream is not None else 0,
                     digest=f"{stream.digest:08x}" if stream is not None and digests else "",
-                    digest_ok=stream.ended if stream is not None and digests else None,
+                    digest_ok=True if stream is not None and stream.ended and digests else None,
                     final_state=states[lane.name],
                 )
             )

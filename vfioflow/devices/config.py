@@ -81,10 +81,10 @@ KINDS: dict[str, Kind] = {"sim": Kind(_make_sim, _connect_sim)}
 """The kinds that a devices file may name."""
 
 
-def load_devices(path: str | Path) -> list[Device]:
+def load_devices(path: str | Path, *, seed: int = 0) -> list[Device]:
     """The devices that the TOML file at ``path`` lists, in its order; the caller closes them.
 
-    Simulated ones share a :class:`vfioflow.devices.sim.Fabric`.
+    Simulated ones share a :class:`vfioflow.devices.sim.Fabric`; ``seed`` is added to theirs.
 
     Raises:
         ConfigError: the file cannot be read, is not TOML, lists no device, or has something
@@ -106,7 +106,7 @@ def load_devices(path: str | Path) -> list[Device]:
     try:
         for number, table in enumerate(tables, 1):
             try:
-                kind, device = _make(table, {d.name for d in devices})
+                kind, device = _make(table, {d.name for d in devices}, seed)
             except ConfigError as error:
                 name = table.get("name") if isinstance(table, dict) else None
                 label = name if isinstance(name, str) and name else f"number {number}"
@@ -125,7 +125,7 @@ def load_devices(path: str | Path) -> list[Device]:
     return devices
 
 
-def _make(table: object, taken: set[str]) -> tuple[str, Device]:
+def _make(table: object, taken: set[str], shift: int) -> tuple[str, Device]:
     if not isinstance(table, dict):
         raise ConfigError("write it as a table [[device]]")
     rest = dict(table)
@@ -137,4 +137,6 @@ def _make(table: object, taken: set[str]) -> tuple[str, Device]:
     kind = rest.pop("kind", "sim")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"kind = {kind!r}: must be one of {', '.join(KINDS)}")
+    if kind == "sim" and shift and isinstance(seed := rest.get("seed", 0), int):
+        rest["seed"] = (seed + shift) % (1 << 64)
     return kind, KINDS[kind].make(name, rest)

@@ -1,0 +1,5 @@
+"""``python -m vfioflow``: the command line."""
+
+from vfioflow.cli import main
+
+main()

@@ -1,0 +1,229 @@
+"""Option types, and the options that several commands share."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import click
+
+from vfioflow.devices.sizes import parse_size
+from vfioflow.errors import ConfigError
+from vfioflow.policy import Policy
+
+__all__ = ["BANDWIDTH", "DURATION", "SIZE", "devices_option", "json_option", "policy_options"]
+
+
+if TYPE_CHECKING:
+    # click's stubs know what a type makes of a text; its classes only from 8.4 on.
+    _Float: TypeAlias = click.ParamType[float]
+    _Int: TypeAlias = click.ParamType[int]
+    _Any: TypeAlias = click.ParamType[Any]
+else:
+    _Float = _Int = _Any = click.ParamType
+
+
+class _Duration(_Float):
+    """Seconds: ``300ms``, ``0.3s``, ``0.3``, ``2min``."""
+
+    name = "duration"
+    _UNITS: ClassVar = {"ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0}
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms|s|min|)\s*", value)
+        if match is None:
+            self.fail(f"{value!r} is no duration: write 300ms, 0.3s, 2min, or seconds", param, ctx)
+        return float(match[1]) * self._UNITS[match[2]]
+
+
+class _Size(_Int):
+    """Bytes: ``1MiB``, ``65536``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Bandwidth(_Int):
+    """Bytes per second: ``1GiB``, ``1GiB/s``; or bits per second: ``10Gbit``."""
+
+    name = "bandwidth"
+    _BITS: ClassVar = {"kbit": 1e3, "Mbit": 1e6, "Gbit": 1e9}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = value.strip().removesuffix("/s").strip()
+        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(kbit|Mbit|Gbit)", text)
+        if match is not None:
+            return int(float(match[1]) * self._BITS[match[2]] / 8)
+        try:
+            return parse_size(text)
+        except ConfigError:
+            self.fail(
+                f"{value!r} is no bandwidth: write 500MiB or 1GiB (bytes per second),"
+                " or 10Gbit (bits per second)",
+                param,
+                ctx,
+            )
+
+
+DURATION = _Duration()
+SIZE = _Size()
+BANDWIDTH = _Bandwidth()
+
+
+@dataclass(frozen=True)
+class _Option:
+    type: _Any | type
+    help: str
+    metavar: str | None = None
+    default: str | None = None
+    """The default in words, where the value would not explain itself."""
+
+
+_POLICY: dict[str, _Option] = {
+    "downtime_limit": _Option(
+        DURATION,
+        "Longest time that the virtual machine may stand still, as 300ms or 0.3s. Pre-copy goes"
+        " on until the predicted downtime is within it, so a lower limit means more rounds.",
+        "TIME",
+        "300ms",
+    ),
+    "max_bandwidth": _Option(
+        BANDWIDTH,
+        "Most bytes per second on the wire, all devices together: 1GiB, or 10Gbit. Leaves the"
+        " rest of the link to the guests; the drain in the downtime is held to it too.",
+        "RATE",
+        "no limit",
+    ),
+    "compression": _Option(
+        click.STRING,
+        "'none'; 'auto' leaves out chunks that are all zero; 'zstd:LEVEL' compresses, which"
+        " pays only when the wire is slower than the compressor.",
+        "none|auto|zstd:LEVEL",
+    ),
+    "channels": _Option(
+        click.INT,
+        "Data connections. More help where one TCP stream does not fill the link; 0 is one"
+        " per device, at most 8.",
+        "N",
+    ),
+    "chunk_size": _Option(
+        SIZE,
+        "Most device bytes in one frame, 4KiB to 64MiB. Each device holds one or two buffers of"
+        " this size on either side.",
+        "SIZE",
+        "1MiB",
+    ),
+    "max_iterations": _Option(
+        click.INT, "Pre-copy rounds after which the devices count as dirtying too fast.", "N"
+    ),
+    "precopy_timeout": _Option(
+        DURATION, "Time of pre-copy after which they do, however many rounds.", "TIME", "300s"
+    ),
+    "on_no_convergence": _Option(
+        click.Choice(["abort", "switchover"]),
+        "What to do then: 'abort' leaves the devices running at the source; 'switchover' moves"
+        " them although it will take longer than the downtime limit.",
+    ),
+    "digest": _Option(
+        click.BOOL,
+        "Whether each device's stream carries a running CRC32C that the destination checks"
+        " before the hand-over.",
+    ),
+    "switchover_ack": _Option(
+        click.BOOL,
+        "Whether to stop the virtual machine only when the destination has loaded all initial"
+        " data; without, slow loading counts as downtime.",
+    ),
+    "connect_timeout": _Option(
+        DURATION, "Time for a connection, and for each answer while both set up.", "TIME", "10s"
+    ),
+    "stall_timeout": _Option(
+        DURATION,
+        "Time without any progress (bytes, a state change, an answer) that ends the migration.",
+        "TIME",
+        "30s",
+    ),
+}
+
+
+def policy_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options for fields of Policy, all or those named; the command gets ``policy``."""
+    chosen = [f for f in fields(Policy) if not names or f.name in names]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_policy(**values: Any) -> Any:
+            policy = Policy(**{field.name: values.pop(field.name) for field in chosen})
+            return command(policy=policy, **values)
+
+        wrapped: Callable[..., Any] = with_policy
+        for field in reversed(chosen):
+            wrapped = _policy_option(field.name, field.default)(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def _policy_option(name: str, default: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    option = _POLICY[name]
+    flag = "--" + name.replace("_", "-")
+    switch = isinstance(default, bool)
+    return click.option(
+        f"{flag}/--no-{flag[2:]}" if switch else flag,
+        name,
+        type=option.type,
+        default=default,
+        metavar=option.metavar,
+        show_default=option.default is None,
+        callback=_checked,
+        help=f"{option.help}  [default: {option.default}]" if option.default else option.help,
+    )
+
+
+def _checked(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Judge an option by Policy itself, so that the message names the option."""
+    assert param.name is not None
+    try:
+        Policy(**{param.name: value})
+    except ConfigError as error:
+        what = str(error).partition(": ")[2]
+        raise click.BadParameter(f"{what}, not {value!r}", ctx, param) from None
+    return value
+
+
+def devices_option(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--devices FILE.toml``."""
+    return click.option(
+        "--devices",
+        "devices_file",
+        type=click.Path(dir_okay=False),
+        metavar="FILE.toml",
+        required=required,
+        help="The devices, each a table [[device]] with a name and what it is."
+        + ("" if required else "  [default: four simulated devices, 1 GiB in all]"),
+    )
+
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the report, and nothing else, as one JSON object on standard output; also when"
+    " the migration fails.",
+)
