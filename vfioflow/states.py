@@ -158,7 +158,7 @@ def path(flags: Flags, start: State, end: State) -> tuple[State, ...]:
         return ()
     both_saving = start in SAVING and end in SAVING
     queue: deque[tuple[State, ...]] = deque([(start,)])
-    seen = {start}
+    seen: set[State] = {start}
     while queue:
         chain = queue.popleft()
         for state in sorted(b for a, b in arcs if a == chain[-1]):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from vfioflow._fdio import Port
-from vfioflow.states import Flags, State
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vfioflow._fdio import Port
+    from vfioflow.states import Flags, State
 
 __all__ = ["Device", "DeviceInfo", "PrecopyInfo"]
 
@@ -81,7 +83,7 @@ class Device(Protocol):
         """How much there is to move in PRE_COPY or PRE_COPY_P2P.  Raises DeviceError elsewhere."""
 
     def stop_copy_size(self) -> int | None:
-        """An estimate of what STOP_COPY would hand out now, in bytes; None where it is not known."""
+        """An estimate of what STOP_COPY would hand out now, in bytes; None if not known."""
 
     def reset(self) -> None:
         """Reset the device: RUNNING, empty, any session gone.  Raises DeviceError."""
