@@ -50,6 +50,7 @@ def extensions() -> list[Extension]:
                 f"vfioflow.{source.stem}",
                 [str(source)],
                 include_dirs=["pyx/lib"],
+                depends=[str(header) for header in Path("pyx/lib").glob("*.h")],
                 extra_compile_args=CFLAGS,
             )
             for source in sorted(Path("pyx/vfioflow").glob("*.pyx"))
