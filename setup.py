@@ -27,7 +27,7 @@ if WERROR:
     CFLAGS += ["-Werror"]
 
 
-class build_py_with_declarations(build_py):  # noqa: N801  (named like the command)
+class BuildPy(build_py):
     """Ships, as ``vfioflow/include``, what an outside ``.pyx`` needs to cimport the extensions."""
 
     def run(self) -> None:
@@ -79,7 +79,7 @@ def extensions_without_a_warning() -> list[Extension]:
 
 
 setup(
-    cmdclass={"build_py": build_py_with_declarations},
+    cmdclass={"build_py": BuildPy},
     ext_modules=extensions_without_a_warning() if WERROR else extensions(),
     options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )
