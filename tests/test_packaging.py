@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[1]
 EXTENSIONS = {f"vfioflow.{source.stem}" for source in ROOT.glob("pyx/vfioflow/*.pyx")}
+DECLARED = {f"vfioflow.{source.stem}" for source in ROOT.glob("pyx/vfioflow/*.pxd")}
 
 OUTSIDE = """
 from poll cimport POLLIN
@@ -176,7 +177,8 @@ def test_console_script(python: Path, tmp_path: Path) -> None:
 
 def test_an_outside_pyx_compiles_against_the_wheel(python: Path, tmp_path: Path) -> None:
     pip_install(python, "cython", "setuptools")
-    (tmp_path / "outside.pyx").write_text(OUTSIDE)
+    every = "".join(f"cimport {module}\n" for module in sorted(DECLARED))
+    (tmp_path / "outside.pyx").write_text(every + OUTSIDE)
     (tmp_path / "setup.py").write_text(OUTSIDE_SETUP)
     run(python, "setup.py", "--quiet", "build_ext", "--inplace", cwd=tmp_path)
     assert run(python, "-c", OUTSIDE_RUN, cwd=tmp_path) == "HELLO\n"

@@ -1,10 +1,67 @@
-"""Live migration of VFIO devices."""
+"""Live migration of VFIO devices: an embeddable engine.
 
-from __future__ import annotations
+The two calls that most users need::
+
+    report = await vfioflow.migrate(devices, "tcp://host:port", policy=vfioflow.Policy())
+
+    async with vfioflow.listen("tcp://0.0.0.0:4747", devices) as listener:
+        report = await listener.receive()
+"""
 
 from pathlib import Path
 
-__all__ = ["get_include"]
+from vfioflow.destination import Listener, listen
+from vfioflow.devices.base import Device, DeviceInfo, PrecopyInfo
+from vfioflow.errors import (
+    AdmissionError,
+    ConfigError,
+    DeviceError,
+    HandoverInDoubt,
+    IllegalTransition,
+    IntegrityError,
+    NoConvergence,
+    PeerError,
+    PeerLost,
+    ProtocolError,
+    RemoteError,
+    StallError,
+    VfioflowError,
+)
+from vfioflow.hooks import Hooks
+from vfioflow.policy import Policy
+from vfioflow.report import DeviceReport, Report
+from vfioflow.source import Source, migrate
+from vfioflow.states import Flags, State
+
+__all__ = [
+    "AdmissionError",
+    "ConfigError",
+    "Device",
+    "DeviceError",
+    "DeviceInfo",
+    "DeviceReport",
+    "Flags",
+    "HandoverInDoubt",
+    "Hooks",
+    "IllegalTransition",
+    "IntegrityError",
+    "Listener",
+    "NoConvergence",
+    "PeerError",
+    "PeerLost",
+    "Policy",
+    "PrecopyInfo",
+    "ProtocolError",
+    "RemoteError",
+    "Report",
+    "Source",
+    "StallError",
+    "State",
+    "VfioflowError",
+    "get_include",
+    "listen",
+    "migrate",
+]
 
 
 def get_include() -> list[str]:

@@ -1,0 +1,580 @@
+"""The destination's side of a migration.  Reads from top to bottom like the picture in the README."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Coroutine, Sequence
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Self
+
+from vfioflow import admission, barrier, events, precopy
+from vfioflow._fdio import Port
+from vfioflow._pump import CHUNK_LIMIT, InLane
+from vfioflow.devices.base import Device
+from vfioflow.errors import (
+    AdmissionError,
+    HandoverInDoubt,
+    PeerError,
+    PeerLost,
+    ProtocolError,
+    VfioflowError,
+)
+from vfioflow.events import Observer, Phase, emit
+from vfioflow.hooks import Hooks, call
+from vfioflow.lanes import Inbound, drive
+from vfioflow.policy import MAX_CHANNELS, Policy
+from vfioflow.precopy import Move
+from vfioflow.report import DeviceReport, Report
+from vfioflow.states import Flags, State
+from vfioflow.threads import finish, in_thread
+from vfioflow.wire import messages
+from vfioflow.wire.address import Address, bind
+from vfioflow.wire.connection import (
+    TOKEN_SIZE,
+    Control,
+    Preamble,
+    Role,
+    read_preamble,
+    send_preamble,
+)
+
+__all__ = ["Destination", "Listener", "listen"]
+
+log = logging.getLogger("vfioflow")
+
+_GREETERS = 64
+"""Connections whose purpose is not known yet; more wait in the system's queue."""
+
+
+def listen(
+    address: str,
+    devices: Sequence[Device],
+    *,
+    policy: Policy | None = None,
+    hooks: Hooks | None = None,
+    observer: Observer | None = None,
+) -> Listener:
+    """A listener for one migration after the other onto ``devices``.
+
+    ``async with listen("tcp://127.0.0.1:0", devices) as listener:`` binds the port (see
+    :attr:`Listener.address`), then ``report = await listener.receive()``.
+
+    Args:
+        address: "tcp://HOST:PORT", or "fd://N" for a listening socket that was handed over.
+        devices: the set that takes the state: RUNNING, idle, and nobody's.
+        policy: only ``connect_timeout`` and ``stall_timeout`` matter at the destination.
+        hooks: ``start_vcpus`` is called when every device runs.
+        observer: gets every event of :mod:`vfioflow.events`.
+
+    Raises (on entering):
+        ConfigError: the address is wrong or taken.
+    """
+    return Listener(address, devices, policy=policy, hooks=hooks, observer=observer)
+
+
+class Listener:
+    """A bound port.  Connections that are no vfioflow's are logged, closed, and disturb nobody."""
+
+    def __init__(
+        self,
+        address: str,
+        devices: Sequence[Device],
+        *,
+        policy: Policy | None = None,
+        hooks: Hooks | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._where = address
+        self._devices = list(devices)
+        self._policy = policy or Policy()
+        self._hooks = hooks or Hooks()
+        self._observer = observer
+        self._socket: socket.socket | None = None
+        self._waiting: asyncio.Queue[socket.socket] = asyncio.Queue(maxsize=_GREETERS)
+        self._session: Destination | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._socket = bind(self._where)
+        self._start(self._accept(self._socket))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        while not self._waiting.empty():
+            self._waiting.get_nowait().close()
+        if self._socket is not None:
+            self._socket.close()
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with the port that the system chose."""
+        if self._socket is None:
+            raise RuntimeError("the listener is not open: use it with `async with`")
+        return str(Address.of(self._socket))
+
+    async def receive(self) -> Report:
+        """Wait for a source and take its devices over.  Returns when they run here.
+
+        Raises:
+            AdmissionError: the source's set does not fit; nothing was touched.
+            DeviceError, PeerError: every device here was reset; the source runs on.
+            HandoverInDoubt: the connection was lost between LOADED and COMMIT; the devices hold
+                the state, stopped.
+            asyncio.CancelledError: cancelled; every device here was reset.
+        """
+        return await (await self.next_session()).run()
+
+    async def next_session(self) -> Destination:
+        """Wait for a source; the session has yet to be run, and its report stays with it."""
+        sock = await self._waiting.get()
+        self._session = Destination(
+            sock, self._devices, policy=self._policy, hooks=self._hooks, observer=self._observer
+        )
+        return self._session
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        gate = asyncio.Semaphore(_GREETERS)
+        while True:
+            await gate.acquire()
+            sock, _ = await loop.sock_accept(listening)
+            self._start(self._greet(sock, gate))
+
+    async def _greet(self, sock: socket.socket, gate: asyncio.Semaphore) -> None:
+        """Find out what a connection is for.  Owns the socket until it is passed on."""
+        peer = Address.of(sock, peer=True)
+        try:
+            preamble = await read_preamble(sock, self._policy.connect_timeout)
+            if preamble.role is Role.CONTROL:
+                await send_preamble(sock, Preamble(Role.CONTROL))
+                await self._waiting.put(sock)
+                return
+            if self._session is None or not self._session.take_channel(preamble, sock):
+                raise ProtocolError("a data connection that belongs to no session here")
+        except PeerError as error:
+            log.warning("refused a connection from %s: %s", peer, error)
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            gate.release()
+
+
+class _Lane:
+    """A device and its stream."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.info = device.info
+        self.port: Port | None = None
+        self.stream: InLane | None = None
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    def close(self) -> None:
+        if self.port is not None:
+            self.port.close()
+            self.port = None
+
+
+class Destination:
+    """One migration, seen from the destination.  ``report`` is there however it ends."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        devices: Sequence[Device],
+        *,
+        policy: Policy,
+        hooks: Hooks,
+        observer: Observer | None,
+    ) -> None:
+        self._control = Control(sock)
+        self._devices = list(devices)
+        self._lanes: list[_Lane] = []
+        self._policy = policy
+        self._hooks = hooks
+        self._observer = observer
+        self._phase = Phase.CONNECT
+        self._token = secrets.token_bytes(TOKEN_SIZE)
+        self._sockets: list[socket.socket | None] = []
+        self._all_here = asyncio.Event()
+        self._in: Inbound | None = None
+        self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._probe_wanted = 0
+        self._touched = False
+        self._loaded = False
+        self._committed = False
+        self._stuck = False
+        self._acknowledged = False
+        self.report = Report(role="destination", outcome="failed", peer=str(self._control.peer))
+
+    async def run(self) -> Report:
+        """Take the devices over.  Once per object.  Raises as :meth:`Listener.receive` does."""
+        begin = time.monotonic()
+        try:
+            offer = await self._greet()
+            await self._admit(offer)
+            await self._open_channels(offer)
+            await self._load()
+            await self._validate()
+            await finish(self._take_over())
+        except BaseException as error:
+            if self._committed:
+                raise
+            await finish(self._go_back(error))
+            if self.report.outcome == "in-doubt":
+                raise HandoverInDoubt(self.report.error) from error
+            raise
+        finally:
+            self.report.total_ms = (time.monotonic() - begin) * 1e3
+            await finish(self._close())
+        return self.report
+
+    # ------------------------------------------------------------------ set-up
+
+    async def _greet(self) -> messages.Offer:
+        """HELLO, both ways; then the OFFER."""
+        self._enter(Phase.CONNECT)
+        limit = self._policy.connect_timeout
+        hello = await self._control.expect(messages.Hello, timeout=limit, what="its greeting")
+        self.report.session = hello.session
+        await self._control.send(
+            messages.Hello(
+                version=messages.VERSION,
+                software=f"vfioflow {version('vfioflow')}",
+                session=hello.session,
+            )
+        )
+        return await self._control.expect(
+            messages.Offer, timeout=self._policy.stall_timeout, what="its offer"
+        )
+
+    async def _admit(self, offer: messages.Offer) -> None:
+        """Is there a match for each, and may they move together?  Then all go to RESUMING."""
+        self._enter(Phase.SET_UP)
+        offered = [admission.Facts(d.name, d.driver, Flags(d.flags)) for d in offer.devices]
+        infos = {device.name: device.info for device in self._devices}
+        here = [admission.Facts(i.name, i.driver, i.flags) for i in infos.values()]
+        reasons = admission.check_set(offered) or admission.check_match(offered, here)
+        reasons = reasons or {
+            device.name: f"at the destination it is in {state}; only a RUNNING device is free"
+            for device in self._devices
+            if (state := device.state) != State.RUNNING
+        }
+        if not (1 <= offer.channels <= MAX_CHANNELS and 1 <= offer.chunk_size <= CHUNK_LIMIT):
+            raise ProtocolError(
+                f"the offer has {offer.channels} channels and chunks of {offer.chunk_size} bytes"
+            )
+        if reasons:
+            await self._control.send(messages.Refuse(reasons=reasons))
+            raise AdmissionError(reasons)
+        by_name = {device.name: device for device in self._devices}
+        self._lanes = [_Lane(by_name[device.name]) for device in offer.devices]
+        self._touched = True
+        crossing = await self._cross("resuming", State.RESUMING)
+        for lane in self._lanes:
+            data_fd = crossing.moved[lane.name].data_fd
+            lane.port = lane.device.port(data_fd)
+            lane.stream = InLane(lane.name, lane.port)
+
+    async def _open_channels(self, offer: messages.Offer) -> None:
+        """ACCEPT; then the data connections arrive by way of the listener."""
+        self._sockets = [None] * offer.channels
+        await self._control.send(
+            messages.Accept(token=self._token, load_seconds=self._expected_seconds())
+        )
+        here = asyncio.create_task(self._all_here.wait())
+        waited: set[asyncio.Future[Any]] = {here, self._control.failure}
+        try:
+            async with asyncio.timeout(self._policy.connect_timeout):
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            raise PeerLost("the source did not open its data connections") from None
+        finally:
+            here.cancel()
+        if self._control.failure.done():
+            self._control.failure.result()
+        self._in = Inbound(
+            [lane.stream for lane in self._lanes if lane.stream is not None],
+            [sock for sock in self._sockets if sock is not None],
+            chunk_size=offer.chunk_size,
+            digests=offer.digests,
+            signal_fd=self._signal,
+        )
+        self._digests = offer.digests
+        await self._control.send(messages.Ready())
+
+    def take_channel(self, preamble: Preamble, sock: socket.socket) -> bool:
+        """Take a data connection if it is this session's and still missing."""
+        if not secrets.compare_digest(preamble.token, self._token):
+            return False
+        if preamble.channel >= len(self._sockets) or self._sockets[preamble.channel] is not None:
+            return False
+        self._sockets[preamble.channel] = sock
+        if None not in self._sockets:
+            self._all_here.set()
+        return True
+
+    # -------------------------------------------------------------------- load
+
+    async def _load(self) -> None:
+        """Every stream, all at once, to its END; acknowledge the initial data on the way."""
+        self._enter(Phase.PRE_COPY)
+        inbound = self._streams
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._signal, self._look)
+        listening = asyncio.create_task(self._follow())
+        futures = [
+            in_thread(inbound.receiver.receive, channel, name=f"channel-{number}")
+            for number, channel in enumerate(inbound.channels)
+        ]
+        try:
+            await drive(
+                futures,
+                stop=inbound.stop,
+                failure=self._control.failure,
+                moved=lambda: sum(lane.offset for lane in inbound.lanes),
+                stall_timeout=None,
+                tick=self._progress,
+            )
+        finally:
+            self._stuck = not all(future.done() for future in futures)
+            loop.remove_reader(self._signal)
+            listening.cancel()
+            await asyncio.wait([listening])
+        for lane in inbound.lanes:
+            if not lane.ended:
+                raise PeerLost(
+                    f"device {lane.name}: the source ended the connection"
+                    f" after {lane.offset} bytes, before the stream's end"
+                )
+
+    def _look(self) -> None:
+        """A pump passed something: pad bytes, a mark, or an end."""
+        os.eventfd_read(self._signal)
+        if self._probe_wanted and self._streams.receiver.pad_bytes >= self._probe_wanted:
+            self._probe_wanted = 0
+            self._reply(messages.ProbeDone())
+        copying = [lane for lane in self._lanes if lane.info.flags & Flags.PRE_COPY]
+        if (
+            not self._acknowledged
+            and copying
+            and all(lane.stream is not None and lane.stream.marks for lane in copying)
+        ):
+            self._acknowledged = True
+            emit(self._observer, events.InitialLoaded())
+            self._reply(messages.SwitchoverAck())
+
+    def _reply(self, message: messages.Message) -> None:
+        task = asyncio.create_task(self._control.send(message))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _follow(self) -> None:
+        """What the source says while data flows."""
+        probed = 0
+        while True:
+            message = await self._control.expect(
+                messages.Probe, messages.Switchover, timeout=None, what="a phase"
+            )
+            if isinstance(message, messages.Switchover):
+                self._enter(Phase.STOP_COPY)
+            else:
+                probed += message.size
+                self._probe_wanted = probed
+                os.eventfd_write(self._signal, 1)
+
+    # --------------------------------------------------------------- hand-over
+
+    async def _validate(self) -> None:
+        """Barrier 3: RESUMING -> STOP, where drivers check what they got, then RUNNING_P2P; LOADED."""
+        self._enter(Phase.HAND_OVER)
+        for lane in self._lanes:
+            lane.close()
+        validated = await self._cross("validate", State.STOP)
+        ready = await self._cross("ready", State.RUNNING_P2P)
+        self._loaded = True
+        await self._control.send(
+            messages.Loaded(
+                devices=[
+                    messages.LoadedDevice(name=s.name, size=s.offset, digest=s.digest)
+                    for s in self._streams.lanes
+                ],
+                validate_seconds=validated.seconds,
+                ready_seconds=ready.seconds,
+            )
+        )
+        await self._control.expect(messages.Commit, timeout=None, what="its commit")
+
+    async def _take_over(self) -> None:
+        """Barrier 4: all to RUNNING; start the vCPUs; RUNNING.  Not to be interrupted."""
+        self._committed = True
+        try:
+            resumed = await self._cross("resume", State.RUNNING)
+            begin = time.monotonic()
+            await call(self._hooks.start_vcpus)
+        except Exception as error:
+            self.report.outcome = "in-doubt"
+            self.report.error = f"the source has given its devices up, but here: {error}"
+            await self._tell(messages.Failed(reason=str(error)))
+            raise HandoverInDoubt(self.report.error) from error
+        self.report.outcome = "completed"
+        self.report.steps_ms["resume"] = resumed.seconds * 1e3
+        try:
+            await self._control.send(
+                messages.Running(
+                    resume_seconds=resumed.seconds,
+                    start_vcpus_seconds=time.monotonic() - begin,
+                )
+            )
+            # The source closes when it has read it; closing first could destroy the message.
+            await asyncio.wait([self._control.failure], timeout=self._policy.connect_timeout)
+        except PeerLost as error:
+            self.report.error = f"runs here, but the source could not be told: {error}"
+        self._enter(Phase.DONE)
+
+    def _expected_seconds(self) -> float:
+        """From the end of the data to RUNNING, as far as the devices' arcs are known."""
+        total = 0.0
+        route = (State.RESUMING, State.STOP, State.RUNNING_P2P, State.RUNNING)
+        for start, end in itertools.pairwise(route):
+            total += precopy.slowest(
+                Move(lane.info.flags, lane.info.arc_seconds, start, end)
+                for lane in self._lanes
+                if lane.info.flags & Flags.P2P
+            )
+        return total + precopy.slowest(
+            Move(lane.info.flags, lane.info.arc_seconds, State.RESUMING, State.RUNNING)
+            for lane in self._lanes
+            if not lane.info.flags & Flags.P2P
+        )
+
+    # ----------------------------------------------------------------- failure
+
+    async def _go_back(self, error: BaseException) -> None:
+        """Reset the devices and tell the source; between LOADED and COMMIT, keep them as they are."""
+        report = self.report
+        cancelled = isinstance(error, asyncio.CancelledError)
+        report.error = "cancelled" if cancelled else str(error)
+        report.outcome = "cancelled" if cancelled else "failed"
+        self._enter(Phase.GOING_BACK)
+        if self._loaded and isinstance(error, PeerLost):
+            report.outcome = "in-doubt"
+            report.error = (
+                f"the hand-over is in doubt: {error}. The devices here hold the state and stay"
+                " stopped; see whether the source runs before you start anything"
+            )
+            return
+        if self._in is not None:
+            self._in.stop()
+        if not self._stuck:
+            for lane in self._lanes:
+                lane.close()
+        if not self._control.failure.done() and not isinstance(error, AdmissionError):
+            await self._tell(messages.Failed(reason=report.error, cancelled=cancelled))
+        if self._touched:
+            trouble = await barrier.reset_all(
+                self._devices, timeout=self._policy.stall_timeout, observer=self._observer
+            )
+            for name, how in trouble.items():
+                report.error += f"; device {name}: {how}"
+                error.add_note(f"device {name}: {how}")
+
+    async def _tell(self, message: messages.Failed) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                await self._control.send(message)
+        except (TimeoutError, VfioflowError) as lost:
+            log.debug("the source could not be told: %s", lost)
+
+    async def _close(self) -> None:
+        await self._fill_report()
+        if self._in is not None:
+            self._in.close()
+        else:
+            for sock in self._sockets:
+                if sock is not None:
+                    sock.close()
+        await self._control.close()
+        os.close(self._signal)
+
+    # ------------------------------------------------------------------- parts
+
+    @property
+    def _streams(self) -> Inbound:
+        assert self._in is not None
+        return self._in
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        emit(self._observer, events.PhaseEntered(phase))
+
+    async def _cross(self, name: str, state: State) -> barrier.Crossing:
+        """Take all devices to ``state``, except those whose flags do not have it."""
+        return await barrier.cross(
+            name,
+            [
+                (lane.device, state)
+                for lane in self._lanes
+                if state != State.RUNNING_P2P or lane.info.flags & Flags.P2P
+            ],
+            timeout=self._policy.stall_timeout,
+            observer=self._observer,
+        )
+
+    def _progress(self) -> None:
+        emit(
+            self._observer,
+            events.Progress(
+                self._phase,
+                tuple(
+                    events.DeviceProgress(s.name, s.offset, s.wire_bytes, None)
+                    for s in self._streams.lanes
+                ),
+            ),
+        )
+
+    async def _fill_report(self) -> None:
+        report = self.report
+        states = await barrier.states(self._devices, timeout=1.0)
+        for lane in self._lanes:
+            stream = lane.stream
+            digests = stream is not None and self._in is not None and self._digests
+            report.devices.append(
+                DeviceReport(
+                    name=lane.name,
+                    profile=lane.info.profile or lane.info.driver,
+                    bytes_precopy=0,
+                    bytes_stopcopy=0,
+                    bytes_wire=stream.wire_bytes if stream is not None else 0,
+                    digest=f"{stream.digest:08x}" if stream is not None and digests else "",
+                    digest_ok=stream.ended if stream is not None and digests else None,
+                    final_state=states[lane.name],
+                )
+            )
+            report.bytes_total += stream.offset if stream is not None else 0
+        report.bytes_wire = sum(d.bytes_wire for d in report.devices)

@@ -1,0 +1,177 @@
+"""Running the pumps of a session: threads, progress, stalls and the way they all end together."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from vfioflow._buffers import Pool
+from vfioflow._fdio import Cancel
+from vfioflow._pump import Channel, InLane, Limiter, OutLane, Receiver
+from vfioflow.errors import PeerLost, RemoteError, StallError
+from vfioflow.policy import Policy
+from vfioflow.threads import settle
+
+__all__ = ["Inbound", "Outbound", "drive"]
+
+T = TypeVar("T")
+
+TICK = 0.1
+"""Seconds between two looks at the counters."""
+
+_LAST_WORDS = 1.0
+"""Seconds to wait, when a data connection breaks, for the peer's reason on the control connection."""
+
+
+class Outbound:
+    """The source's lanes and channels.  Owns the sockets."""
+
+    def __init__(
+        self, names: Sequence[str], sockets: Sequence[socket.socket], policy: Policy
+    ) -> None:
+        self._sockets = list(sockets)
+        self.cancel = Cancel()
+        self.limiter = Limiter(policy.max_bandwidth or 0)
+        level = policy.zstd_level
+        # A pump holds one buffer, and a second one where it compresses.
+        self.pool = Pool(policy.chunk_size, len(names) * (1 if level is None else 2) + 1)
+        self.channels = [Channel(sock) for sock in sockets]
+        self.lanes = [
+            OutLane(
+                name,
+                index,
+                self._share(index, len(names)),
+                self.pool,
+                self.cancel,
+                self.limiter,
+                digests=policy.digest,
+                elide_zeros=policy.compression == "auto",
+                level=level,
+            )
+            for index, name in enumerate(names)
+        ]
+
+    def _share(self, index: int, lanes: int) -> list[Channel]:
+        """The channels of a lane: with enough of them its own, else one that it shares."""
+        if len(self.channels) <= lanes:
+            return [self.channels[index % len(self.channels)]]
+        return self.channels[index::lanes]
+
+    def end(self) -> None:
+        """Say on every channel that nothing more comes."""
+        for sock in self._sockets:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
+
+    def stop(self) -> None:
+        """Make every pump return soon.  The channels cannot be used afterwards."""
+        self.cancel.set()
+        _shut(self._sockets)
+
+    def close(self) -> None:
+        """Close the sockets; only when no pump runs."""
+        for sock in self._sockets:
+            sock.close()
+
+
+class Inbound:
+    """The destination's lanes and channels.  Owns the sockets."""
+
+    def __init__(
+        self,
+        lanes: Sequence[InLane],
+        sockets: Sequence[socket.socket],
+        *,
+        chunk_size: int,
+        digests: bool,
+        signal_fd: int,
+    ) -> None:
+        self._sockets = list(sockets)
+        self.cancel = Cancel()
+        self.lanes = list(lanes)
+        self.channels = [Channel(sock) for sock in sockets]
+        self.receiver = Receiver(
+            self.lanes,
+            Pool(chunk_size, 2 * len(self.channels)),
+            self.cancel,
+            signal_fd,
+            digests=digests,
+        )
+
+    def stop(self) -> None:
+        """Make every pump return soon.  The channels cannot be used afterwards."""
+        self.cancel.set()
+        for lane in self.lanes:
+            lane.wake()
+        _shut(self._sockets)
+
+    def close(self) -> None:
+        """Close the sockets; only when no pump runs."""
+        for sock in self._sockets:
+            sock.close()
+
+
+def _shut(sockets: Sequence[socket.socket]) -> None:
+    for sock in sockets:
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+async def drive(
+    futures: Sequence[asyncio.Future[T]],
+    *,
+    stop: Callable[[], None],
+    failure: asyncio.Future[None],
+    moved: Callable[[], int],
+    stall_timeout: float | None,
+    tick: Callable[[], None],
+) -> list[T]:
+    """Wait for pumps that run on threads; the one place where they end together.
+
+    When one fails, when the peer does (``failure``), when nothing has ``moved`` for
+    ``stall_timeout`` seconds, or on cancellation, ``stop`` is called, all are waited for,
+    and the reason is raised.  ``tick`` is called ten times a second.
+
+    Raises:
+        StallError: nothing moved.
+        VfioflowError: the first failure; what the peer said goes before a connection that broke.
+    """
+    loop = asyncio.get_running_loop()
+    last, since = moved(), loop.time()
+    waiting = set(futures)
+    try:
+        while waiting:
+            watched: set[asyncio.Future[T] | asyncio.Future[None]] = {*waiting, failure}
+            await asyncio.wait(watched, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+            for future in [f for f in waiting if f.done()]:
+                waiting.discard(future)
+                future.result()
+            if failure.done() and waiting:
+                failure.result()
+            tick()
+            now = moved()
+            if now != last:
+                last, since = now, loop.time()
+            elif stall_timeout is not None and waiting and loop.time() - since > stall_timeout:
+                raise StallError(f"nothing has moved for {stall_timeout:.0f} s")
+    except PeerLost:
+        await _last_words(failure)
+        raise
+    finally:
+        if waiting:
+            stop()
+            await settle(waiting, timeout=stall_timeout)
+            for future in waiting:
+                if future.done():
+                    future.exception()
+    return [future.result() for future in futures]
+
+
+async def _last_words(failure: asyncio.Future[None]) -> None:
+    """Raise what the peer says about a broken connection, if it says it soon."""
+    await asyncio.wait([failure], timeout=_LAST_WORDS)
+    if failure.done() and isinstance(failure.exception(), RemoteError):
+        failure.result()

@@ -1,0 +1,117 @@
+"""What the user decides about a migration."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from vfioflow.errors import ConfigError
+
+__all__ = ["MAX_CHANNELS", "Policy"]
+
+_MIB = 1024 * 1024
+_CHUNK_RANGE = (4096, 64 * _MIB)
+MAX_CHANNELS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How to migrate.  Frozen and checked when made; a wrong value raises ConfigError.
+
+    The destination needs none: what concerns both sides travels in the offer.
+    """
+
+    downtime_limit: float = 0.3
+    """Longest time between the stop of the vCPUs and their start on the other side, in seconds.
+
+    Pre-copy goes on until the predicted downtime is within it.
+    """
+
+    max_bandwidth: int | None = None
+    """Most bytes per second on the wire, all devices together; None: no limit."""
+
+    compression: str = "none"
+    """"none"; "auto" (all-zero chunks are not sent, the rest goes raw); or "zstd:LEVEL"."""
+
+    channels: int = 0
+    """Data connections; 0: one per device, at most 8.
+
+    With more devices than channels, several devices share one; with more channels than
+    devices, a device's stream spreads over several.
+    """
+
+    chunk_size: int = _MIB
+    """Most device bytes in one frame, 4 KiB to 64 MiB.  Each device holds one buffer of this size on
+    either side (two where it compresses, and two per channel at the destination)."""
+
+    max_iterations: int = 1000
+    """Pre-copy rounds after which the migration counts as not converging."""
+
+    precopy_timeout: float = 300.0
+    """Seconds of pre-copy after which the migration counts as not converging."""
+
+    on_no_convergence: Literal["abort", "switchover"] = "abort"
+    """What to do then: "abort" (the devices run on at the source) or "switchover" (over the limit)."""
+
+    digest: bool = True
+    """Whether each stream carries a running CRC32C that the destination checks before loading."""
+
+    switchover_ack: bool = True
+    """Whether to wait, before switching over, until the destination has loaded all initial bytes."""
+
+    connect_timeout: float = 10.0
+    """Seconds to wait for a connection, and for the peer's answer while both sides set up."""
+
+    stall_timeout: float = 30.0
+    """Seconds without any progress (bytes, a state change, the peer's answer) that end the migration."""
+
+    def __post_init__(self) -> None:
+        _require(self.downtime_limit > 0, "downtime_limit", self.downtime_limit, "above 0 seconds")
+        _require(
+            self.max_bandwidth is None or self.max_bandwidth > 0,
+            "max_bandwidth",
+            self.max_bandwidth,
+            "above 0 bytes per second, or None",
+        )
+        _require(
+            re.fullmatch(r"none|auto|zstd:-?\d{1,3}", self.compression) is not None
+            and -100 <= (self.zstd_level or 0) <= 22,
+            "compression",
+            self.compression,
+            '"none", "auto" or "zstd:LEVEL" with a level from -100 to 22',
+        )
+        _require(
+            0 <= self.channels <= MAX_CHANNELS,
+            "channels",
+            self.channels,
+            f"from 0 to {MAX_CHANNELS}",
+        )
+        low, high = _CHUNK_RANGE
+        _require(
+            low <= self.chunk_size <= high, "chunk_size", self.chunk_size, f"{low} to {high} bytes"
+        )
+        _require(self.max_iterations > 0, "max_iterations", self.max_iterations, "above 0")
+        _require(
+            self.on_no_convergence in ("abort", "switchover"),
+            "on_no_convergence",
+            self.on_no_convergence,
+            '"abort" or "switchover"',
+        )
+        for name in ("precopy_timeout", "connect_timeout", "stall_timeout"):
+            value = getattr(self, name)
+            _require(value > 0, name, value, "above 0 seconds")
+
+    @property
+    def zstd_level(self) -> int | None:
+        """The level of "zstd:LEVEL", else None."""
+        return int(self.compression[5:]) if self.compression.startswith("zstd:") else None
+
+    def channel_count(self, devices: int) -> int:
+        """How many data connections a set of so many devices gets."""
+        return self.channels or min(max(devices, 1), 8)
+
+
+def _require(good: bool, name: str, value: object, wanted: str) -> None:
+    if not good:
+        raise ConfigError(f"{name}={value!r}: must be {wanted}")

@@ -1,0 +1,201 @@
+"""When to go on copying and when to switch over.  Pure: numbers in, a decision out."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from vfioflow.errors import IllegalTransition
+from vfioflow.policy import Policy
+from vfioflow.states import Flags, State, path
+
+__all__ = [
+    "Bandwidth",
+    "Decision",
+    "Move",
+    "Pending",
+    "Round",
+    "Verdict",
+    "decide",
+    "slowest",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What one device still has to move, in bytes.
+
+    ``can_precopy`` is whether it has pre-copy at all.  ``stop_copy`` is the last known answer
+    to MIG_DATA_SIZE (all that STOP_COPY would hand out, the pre-copy part included), or None where
+    the device has no answer.
+    """
+
+    name: str
+    can_precopy: bool
+    initial: int = 0
+    dirty: int = 0
+    stop_copy: int | None = None
+
+    @property
+    def precopy(self) -> int:
+        """What pre-copy can still move."""
+        return self.initial + self.dirty
+
+    @property
+    def exact(self) -> int:
+        """What would move in stop-copy; without an answer, at least the pre-copy part."""
+        return max(self.precopy, self.stop_copy or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Everything that a decision is made from.
+
+    ``bandwidth`` is in device bytes per second, None while nothing was measured.
+    ``fixed_seconds`` is the part of the downtime that no pre-copy shortens: state changes on both
+    sides, and the round trips of the hand-over.
+    """
+
+    iteration: int
+    elapsed: float
+    pending: tuple[Pending, ...]
+    bandwidth: float | None
+    fixed_seconds: float
+    acknowledged: bool
+
+
+class Verdict(enum.Enum):
+    """What to do next."""
+
+    ITERATE = "iterate"
+    SWITCH_OVER = "switch over"
+    GIVE_UP = "give up"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A verdict with the numbers that led to it.
+
+    Bytes: ``estimate`` (what the devices report in pre-copy, plus what can only move in
+    stop-copy), ``exact`` (None unless it was asked for), ``threshold``.  Seconds:
+    ``predicted_downtime`` (None without a bandwidth).
+    """
+
+    verdict: Verdict
+    reason: str
+    estimate: int
+    exact: int | None
+    threshold: int
+    predicted_downtime: float | None
+
+
+class Bandwidth:
+    """The rate at which device bytes move, smoothed over what was measured.
+
+    Samples under ``MIN_BYTES`` are passed over: the sockets' own buffers (4 MiB with Linux's default
+    tcp_wmem) would take them at memory speed.
+    """
+
+    MIN_BYTES = 8 * 1024 * 1024
+    WEIGHT = 0.7
+
+    def __init__(self, first: float | None = None) -> None:
+        self.value = first
+
+    def add(self, moved: int, seconds: float) -> None:
+        """Take in that ``moved`` device bytes took ``seconds``."""
+        if moved < self.MIN_BYTES or seconds <= 0:
+            return
+        rate = moved / seconds
+        if self.value is None:
+            self.value = rate
+        else:
+            self.value = self.WEIGHT * rate + (1 - self.WEIGHT) * self.value
+
+
+def decide(
+    now: Round, policy: Policy, ask_exact: Callable[[], Iterable[Pending]] | None = None
+) -> Decision:
+    """Whether to iterate, switch over, or give up.
+
+    The threshold is what the wire moves in the part of the downtime limit that the state changes
+    and round trips leave.  Criteria, in order:
+
+    1. The estimate fits the threshold, then the exact sizes do (``ask_exact`` is called only here;
+       without it ``now`` counts as exact), all initial bytes are sent, and they are
+       acknowledged where the policy asks for it: SWITCH_OVER.
+    2. All that pre-copy can move has moved and is acknowledged, and the rest still does not fit:
+       no further round can help.
+    3. ``max_iterations`` rounds, or 4. ``precopy_timeout`` seconds, have passed.
+
+    For 2 to 4 ``on_no_convergence`` decides between GIVE_UP and SWITCH_OVER.  Otherwise: ITERATE.
+    """
+    rate = now.bandwidth or 0.0
+    budget = policy.downtime_limit - now.fixed_seconds
+    threshold = int(rate * max(budget, 0.0))
+    estimate = sum(p.precopy if p.can_precopy else p.exact for p in now.pending)
+    exact: int | None = None
+    pending = now.pending
+    acknowledged = now.acknowledged or not policy.switchover_ack
+    if estimate <= threshold and ask_exact is not None:
+        pending = tuple(ask_exact())
+    if estimate <= threshold:
+        exact = sum(p.exact for p in pending)
+    left = estimate if exact is None else exact
+
+    def decision(verdict: Verdict, reason: str) -> Decision:
+        predicted = left / rate + now.fixed_seconds if rate else None
+        return Decision(verdict, reason, estimate, exact, threshold, predicted)
+
+    initial = sum(p.initial for p in pending)
+    if exact is not None and exact <= threshold and initial == 0 and acknowledged:
+        return decision(
+            Verdict.SWITCH_OVER, f"{exact} bytes fit the threshold of {threshold} bytes"
+        )
+    if budget <= 0:
+        problem = (
+            f"state changes and round trips alone take {now.fixed_seconds * 1e3:.0f} ms,"
+            f" the downtime limit is {policy.downtime_limit * 1e3:.0f} ms"
+        )
+    else:
+        problem = f"{left} bytes are left, {threshold} fit the downtime limit"
+    if acknowledged and rate and left > threshold and not any(p.precopy for p in pending):
+        problem = f"pre-copy has moved all it can and {problem}"
+    elif now.iteration >= policy.max_iterations:
+        problem = f"after {now.iteration} iterations {problem}"
+    elif now.elapsed >= policy.precopy_timeout:
+        problem = f"after {now.elapsed:.1f} s of pre-copy {problem}"
+    else:
+        return decision(Verdict.ITERATE, problem)
+    if policy.on_no_convergence == "switchover":
+        return decision(Verdict.SWITCH_OVER, f"{problem}; switching over as the policy says")
+    return decision(Verdict.GIVE_UP, problem)
+
+
+def slowest(moves: Iterable[Move]) -> float:
+    """Seconds that a barrier is expected to take: those of its slowest device.
+
+    Arcs of which nothing is known count 0, and so does a change that a device cannot make.
+    """
+    return max((move.seconds for move in moves), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One device's part in a barrier.  ``arc_seconds`` is keyed by arcs written ``"A->B"``."""
+
+    flags: Flags
+    arc_seconds: Mapping[str, float]
+    start: State
+    end: State
+
+    @property
+    def seconds(self) -> float:
+        """The sum over the arcs that the kernel would compose."""
+        try:
+            chain = (self.start, *path(self.flags, self.start, self.end))
+        except IllegalTransition:
+            return 0.0
+        return sum(self.arc_seconds.get(f"{a}->{b}", 0.0) for a, b in itertools.pairwise(chain))

@@ -1,0 +1,647 @@
+"""The source's side of a migration.  Reads from top to bottom like the picture in the README."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import TypeVar
+
+from vfioflow import admission, barrier, events, precopy
+from vfioflow._fdio import Port
+from vfioflow._pump import END, OutLane
+from vfioflow.devices.base import Device
+from vfioflow.errors import (
+    AdmissionError,
+    HandoverInDoubt,
+    IntegrityError,
+    NoConvergence,
+    ProtocolError,
+    VfioflowError,
+)
+from vfioflow.events import Observer, Phase, emit
+from vfioflow.hooks import Hooks, call
+from vfioflow.lanes import Outbound, drive
+from vfioflow.policy import Policy
+from vfioflow.precopy import Bandwidth, Decision, Move, Pending, Round, Verdict
+from vfioflow.report import DeviceReport, Report
+from vfioflow.states import Flags, State, quiesced
+from vfioflow.threads import finish, in_thread, settle
+from vfioflow.wire import messages
+from vfioflow.wire.address import Address
+from vfioflow.wire.connection import Control, Preamble, Role, connect, read_preamble
+
+__all__ = ["Source", "migrate"]
+
+log = logging.getLogger("vfioflow")
+
+T = TypeVar("T")
+
+_WITHOUT_END = 2**63
+_IDLE = 0.05
+"""Seconds between two pre-copy rounds when nothing moved."""
+_PROBE = (256 * 1024, 64 * 1024 * 1024)
+"""Pad bytes of the first and of the largest probe."""
+_PROBE_SECONDS = 0.05
+"""A probe that took so long means something."""
+_ROUND_SECONDS = 1.0
+"""About how long a round may take, so that decisions, limits and timeouts are looked at in between."""
+
+
+async def migrate(
+    devices: Sequence[Device],
+    to: str,
+    *,
+    policy: Policy | None = None,
+    hooks: Hooks | None = None,
+    observer: Observer | None = None,
+) -> Report:
+    """Move a virtual machine's set of devices to the destination listening at ``to``.
+
+    Returns when the destination runs and the devices here are in STOP.
+
+    Args:
+        devices: the set, all RUNNING.
+        to: "tcp://HOST:PORT".
+        policy: limits and choices; the defaults suit a set that converges.
+        hooks: stop and start of the vCPUs.
+        observer: gets every event of :mod:`vfioflow.events`.
+
+    Raises:
+        ConfigError, AdmissionError: nothing was touched.
+        DeviceError, PeerError, NoConvergence: every device is RUNNING here again.
+        HandoverInDoubt: the connection was lost after COMMIT; the devices here stay stopped.
+        asyncio.CancelledError: cancelled; every device is RUNNING here again, unless the
+            hand-over was under way, which is finished first.
+    """
+    return await Source(devices, to, policy=policy, hooks=hooks, observer=observer).run()
+
+
+class _Lane:
+    """A device, its stream on the wire, and where it stands."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.info = device.info
+        self.out: OutLane
+        self.data_fd = -1
+        self.port: Port | None = None
+        self.marked = False
+        self.iterations = 0
+        self.precopy_bytes = 0
+        self.pending = Pending(self.info.name, self.can_precopy)
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def can_precopy(self) -> bool:
+        return bool(self.info.flags & Flags.PRE_COPY)
+
+    def adopt(self, data_fd: int) -> None:
+        if data_fd >= 0:
+            self.data_fd = data_fd
+            self.port = self.device.port(data_fd)
+
+    def close(self) -> None:
+        if self.port is not None:
+            self.port.close()
+            self.port = None
+
+
+class Source:
+    """One migration, seen from the source.  ``report`` is there however it ends."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        to: str,
+        *,
+        policy: Policy | None = None,
+        hooks: Hooks | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._address = Address.parse(to)
+        self._policy = policy or Policy()
+        self._hooks = hooks or Hooks()
+        self._observer = observer
+        self._devices = list(devices)
+        self._lanes = [_Lane(device) for device in devices]
+        self._control: Control | None = None
+        self._out: Outbound | None = None
+        self._phase = Phase.CONNECT
+        self._bandwidth = Bandwidth()
+        self._round_trip = 0.0
+        self._load_seconds = 0.0
+        self._touched = False
+        self._vcpus_stopped = False
+        self._committed = False
+        self._stuck = False
+        self.report = Report(
+            role="source",
+            outcome="failed",
+            session=uuid.uuid4().hex,
+            peer=str(self._address),
+            downtime_limit_ms=self._policy.downtime_limit * 1e3,
+        )
+
+    async def run(self) -> Report:
+        """Migrate.  Once per object.  Raises as :func:`migrate` does."""
+        begin = time.monotonic()
+        try:
+            self._admit()
+            await self._connect()
+            await self._offer()
+            await self._measure_wire()
+            await self._precopy()
+            await self._switch_over()
+            await self._await_loaded()
+            await finish(self._hand_over())
+        except BaseException as error:
+            if self.report.outcome == "completed":
+                raise
+            await finish(self._go_back(error))
+            if self._committed and not isinstance(error, HandoverInDoubt):
+                raise HandoverInDoubt(self.report.error) from error
+            raise
+        finally:
+            self.report.total_ms = (time.monotonic() - begin) * 1e3
+            await finish(self._close())
+        return self.report
+
+    # ------------------------------------------------------------------ set-up
+
+    def _admit(self) -> None:
+        """Refuse what may not migrate, before anything is touched."""
+        facts = [admission.Facts(i.name, i.driver, i.flags) for i in (x.info for x in self._lanes)]
+        if reasons := admission.check_set(facts):
+            raise AdmissionError(reasons)
+        if reasons := {
+            lane.name: f"it is in {state}; only a RUNNING device can be migrated"
+            for lane in self._lanes
+            if (state := lane.device.state) != State.RUNNING
+        }:
+            raise AdmissionError(reasons)
+
+    async def _connect(self) -> None:
+        """HELLO, both ways."""
+        self._enter(Phase.CONNECT)
+        limit = self._policy.connect_timeout
+        sock = await connect(self._address, Preamble(Role.CONTROL), limit)
+        try:
+            await read_preamble(sock, limit)
+            self._control = Control(sock)
+        finally:
+            if self._control is None:
+                sock.close()
+        begin = time.monotonic()
+        await self._control.send(
+            messages.Hello(
+                version=messages.VERSION,
+                software=f"vfioflow {version('vfioflow')}",
+                session=self.report.session,
+            )
+        )
+        await self._control.expect(messages.Hello, timeout=limit, what="its greeting")
+        self._round_trip = time.monotonic() - begin
+
+    async def _offer(self) -> None:
+        """OFFER the set; ACCEPT brings the token that opens the data connections."""
+        self._enter(Phase.SET_UP)
+        control, policy = self._peer, self._policy
+        channels = policy.channel_count(len(self._lanes))
+        await self._call(self._ask_sizes, name="sizes")
+        await control.send(
+            messages.Offer(
+                devices=[
+                    messages.OfferedDevice(
+                        name=lane.name,
+                        driver=lane.info.driver,
+                        profile=lane.info.profile,
+                        flags=int(lane.info.flags),
+                        size=lane.pending.stop_copy,
+                    )
+                    for lane in self._lanes
+                ],
+                channels=channels,
+                chunk_size=policy.chunk_size,
+                digests=policy.digest,
+            )
+        )
+        answer = await control.expect(
+            messages.Accept, messages.Refuse, timeout=policy.stall_timeout, what="its verdict"
+        )
+        if isinstance(answer, messages.Refuse):
+            raise AdmissionError(answer.reasons)
+        self._load_seconds = answer.load_seconds
+        sockets = []
+        try:
+            for number in range(channels):
+                preamble = Preamble(Role.DATA, number, answer.token)
+                sockets.append(await connect(self._address, preamble, policy.connect_timeout))
+            await control.expect(
+                messages.Ready, timeout=policy.connect_timeout, what="word that it is ready"
+            )
+            self._out = Outbound([lane.name for lane in self._lanes], sockets, policy)
+        finally:
+            if self._out is None:
+                for sock in sockets:
+                    sock.close()
+        for lane, out in zip(self._lanes, self._out.lanes, strict=True):
+            lane.out = out
+
+    async def _measure_wire(self) -> None:
+        """Send pad bytes, so that the first decision already knows the wire's rate.
+
+        The probe grows until it takes long enough to mean something.
+        """
+        out, control = self._wire, self._peer
+        size, most = _PROBE
+        while True:
+            begin = time.monotonic()
+            part = max(size // len(out.channels), 1)
+            await control.send(messages.Probe(size=part * len(out.channels)))
+            await self._drive(
+                [
+                    in_thread(c.pad, part, out.pool, out.limiter, out.cancel, name="probe")
+                    for c in out.channels
+                ]
+            )
+            await control.expect(
+                messages.ProbeDone, timeout=self._policy.stall_timeout, what="the probe's answer"
+            )
+            seconds = time.monotonic() - begin
+            if seconds >= _PROBE_SECONDS or size >= most:
+                break
+            size *= 4
+        self._bandwidth.value = size / seconds
+
+    # ---------------------------------------------------------------- pre-copy
+
+    async def _precopy(self) -> None:
+        """Iterate until what is left fits the downtime limit, by :func:`precopy.decide`."""
+        self._enter(Phase.PRE_COPY)
+        copying = [lane for lane in self._lanes if lane.can_precopy]
+        acknowledged = asyncio.create_task(self._await_ack(bool(copying)))
+        try:
+            self._touched = True
+            await self._cross("pre-copy", [(lane, State.PRE_COPY) for lane in copying])
+            begin = time.monotonic()
+            iteration = moved = 0
+            while True:
+                if acknowledged.done():
+                    acknowledged.result()
+                elapsed = time.monotonic() - begin
+                decision = await self._survey(iteration, elapsed, acknowledged.done())
+                emit(
+                    self._observer,
+                    events.Decided(iteration, moved, self._bandwidth.value, decision),
+                )
+                if decision.verdict is not Verdict.ITERATE:
+                    break
+                moved = await self._round(copying)
+                iteration += 1
+                if moved == 0:
+                    await self._idle(acknowledged)
+            self.report.iterations = iteration
+        finally:
+            acknowledged.cancel()
+            await asyncio.wait([acknowledged])
+            for lane in self._lanes:
+                lane.precopy_bytes = lane.out.offset
+        if decision.verdict is Verdict.GIVE_UP:
+            raise NoConvergence(f"pre-copy does not converge: {decision.reason}")
+        self.report.switchover_reason = decision.reason
+        if decision.predicted_downtime is not None:
+            self.report.predicted_downtime_ms = decision.predicted_downtime * 1e3
+
+    async def _survey(self, iteration: int, elapsed: float, acknowledged: bool) -> Decision:
+        """Ask the devices what is left, mark where initial data ends, and decide."""
+        marked: list[str] = []
+
+        def survey() -> Decision:
+            for lane in self._lanes:
+                if lane.can_precopy:
+                    info = lane.device.precopy_info(lane.data_fd)
+                    lane.pending = Pending(lane.name, True, info.initial_bytes, info.dirty_bytes)
+                    if info.initial_bytes == 0 and not lane.marked:
+                        lane.marked = True
+                        lane.out.mark()
+                        marked.append(lane.name)
+            now = Round(
+                iteration,
+                elapsed,
+                tuple(lane.pending for lane in self._lanes),
+                self._bandwidth.value,
+                self._fixed_seconds(),
+                acknowledged,
+            )
+            return precopy.decide(now, self._policy, self._ask_sizes)
+
+        [decision] = await self._drive([in_thread(survey, name="survey")])
+        for name in marked:
+            emit(self._observer, events.InitialSent(name))
+        return decision
+
+    async def _idle(self, acknowledged: asyncio.Task[None]) -> None:
+        """Nothing moved: wait a little, or until the peer has something to say."""
+        watched: set[asyncio.Future[None]] = {self._peer.failure}
+        if not acknowledged.done():
+            watched.add(acknowledged)
+        await asyncio.wait(watched, timeout=_IDLE, return_when=asyncio.FIRST_COMPLETED)
+        if self._peer.failure.done():
+            self._peer.failure.result()
+
+    def _ask_sizes(self) -> list[Pending]:
+        """The exact sizes, by MIG_DATA_SIZE.  Blocking."""
+        for lane in self._lanes:
+            old = lane.pending
+            size = lane.device.stop_copy_size()
+            lane.pending = Pending(old.name, old.can_precopy, old.initial, old.dirty, size)
+        return [lane.pending for lane in self._lanes]
+
+    async def _round(self, copying: Sequence[_Lane]) -> int:
+        """One iteration: move of each device what it reported.  Returns the device bytes moved."""
+        before = {lane.name: lane.out.offset for lane in copying}
+        begin = time.monotonic()
+        await self._drive(
+            [in_thread(self._copy, lane, name=f"{lane.name}-copy") for lane in copying]
+        )
+        seconds = time.monotonic() - begin
+        moved = 0
+        for lane in copying:
+            part = lane.out.offset - before[lane.name]
+            moved += part
+            lane.iterations += part > 0
+        self._bandwidth.add(moved, seconds)
+        return moved
+
+    def _copy(self, lane: _Lane) -> None:
+        assert lane.port is not None
+        chunk = self._policy.chunk_size
+        most = max(16 * chunk, int(_ROUND_SECONDS * (self._bandwidth.value or 0)))
+        lane.out.pump(lane.port, min(max(lane.pending.precopy, chunk), most), precopy=True)
+
+    async def _await_ack(self, wanted: bool) -> None:
+        if wanted:
+            await self._peer.expect(messages.SwitchoverAck, timeout=None, what="its readiness")
+            emit(self._observer, events.InitialLoaded())
+
+    def _fixed_seconds(self) -> float:
+        """The part of the downtime that does not depend on how much is left."""
+        quiesce, stop = [], []
+        for lane in self._lanes:
+            flags, arcs = lane.info.flags, lane.info.arc_seconds
+            here = State.PRE_COPY if lane.can_precopy else State.RUNNING
+            quiet = quiesced(here) if flags & Flags.P2P else here
+            quiesce.append(Move(flags, arcs, here, quiet))
+            stop.append(Move(flags, arcs, quiet, State.STOP_COPY))
+        changes = precopy.slowest(quiesce) + precopy.slowest(stop) + self._load_seconds
+        return changes + 2 * self._round_trip
+
+    # -------------------------------------------------------------- switchover
+
+    async def _switch_over(self) -> None:
+        """Stop the vCPUs, then barrier 1 and 2, then drain every stream to its end."""
+        self._enter(Phase.STOP_COPY)
+        self._clock = _Clock(self.report.steps_ms)
+        self._vcpus_stopped = True
+        await call(self._hooks.stop_vcpus)
+        self._clock.lap("stop_vcpus")
+        await self._peer.send(messages.Switchover())
+        await self._cross(
+            "quiesce",
+            [
+                (lane, quiesced(State.PRE_COPY if lane.can_precopy else State.RUNNING))
+                for lane in self._lanes
+                if lane.info.flags & Flags.P2P
+            ],
+        )
+        self._clock.lap("quiesce")
+        await self._cross("stop-copy", [(lane, State.STOP_COPY) for lane in self._lanes])
+        self._clock.lap("stop_copy")
+        await self._drive(
+            [in_thread(self._drain, lane, name=f"{lane.name}-drain") for lane in self._lanes]
+        )
+        self._wire.end()
+        self._clock.lap("drain")
+
+    def _drain(self, lane: _Lane) -> None:
+        assert lane.port is not None
+        if lane.out.pump(lane.port, _WITHOUT_END, precopy=False) == END:
+            if lane.can_precopy and not lane.marked:
+                lane.out.mark()
+            lane.out.end()
+
+    # --------------------------------------------------------------- hand-over
+
+    async def _await_loaded(self) -> None:
+        """LOADED of all devices; an acknowledgement that nobody waited for may come before it."""
+        self._enter(Phase.HAND_OVER)
+        limit = self._policy.stall_timeout + self._load_seconds
+        while True:
+            message = await self._peer.expect(
+                messages.Loaded, messages.SwitchoverAck, timeout=limit, what="word that it loaded"
+            )
+            if isinstance(message, messages.Loaded):
+                break
+        self._clock.lap("load")
+        self._clock.split("load", validate=message.validate_seconds, ready=message.ready_seconds)
+        self._check(message)
+
+    async def _hand_over(self) -> None:
+        """COMMIT, RUNNING; then the devices here are released.  Not to be interrupted."""
+        self._committed = True
+        await self._peer.send(messages.Commit())
+        running = await self._peer.expect(
+            messages.Running, timeout=self._policy.stall_timeout, what="word that it runs"
+        )
+        self._clock.lap("commit")
+        self._clock.split(
+            "commit", resume=running.resume_seconds, start_vcpus=running.start_vcpus_seconds
+        )
+        self.report.downtime_ms = sum(self.report.steps_ms.values())
+        self.report.outcome = "completed"
+        await self._release()
+        self._enter(Phase.DONE)
+
+    def _check(self, loaded: messages.Loaded) -> None:
+        """The destination must have taken just what was sent, of every device."""
+        taken = {device.name: device for device in loaded.devices}
+        for lane in self._lanes:
+            device = taken.get(lane.name)
+            if device is None:
+                raise ProtocolError(f"the destination does not say that it loaded {lane.name}")
+            if (device.size, device.digest) != (lane.out.offset, lane.out.digest):
+                raise IntegrityError(
+                    f"device {lane.name}: {lane.out.offset} bytes were sent with digest"
+                    f" {lane.out.digest:08x}, {device.size} loaded with {device.digest:08x}"
+                )
+
+    async def _release(self) -> None:
+        """STOP_COPY -> STOP, after the commit and so out of the downtime; it may be slow."""
+        for lane in self._lanes:
+            lane.close()
+        try:
+            await self._cross("release", [(lane, State.STOP) for lane in self._lanes])
+        except VfioflowError as error:
+            self.report.error = f"migrated, but a device here was not released: {error}"
+
+    # ----------------------------------------------------------------- failure
+
+    async def _go_back(self, error: BaseException) -> None:
+        """Put everything back, whatever happened; after COMMIT, keep everything stopped."""
+        report = self.report
+        cancelled = isinstance(error, asyncio.CancelledError)
+        report.error = "cancelled" if cancelled else str(error)
+        report.outcome = "cancelled" if cancelled else "failed"
+        self._enter(Phase.GOING_BACK)
+        if self._out is not None:
+            self._out.stop()
+        if not self._stuck:
+            for lane in self._lanes:
+                lane.close()
+        if self._committed:
+            report.outcome = "in-doubt"
+            report.error = (
+                f"the hand-over is in doubt: {report.error}. The devices here stay stopped; see"
+                " whether the destination runs before you start anything"
+            )
+            return
+        if self._control is not None and not self._control.failure.done():
+            await self._tell(messages.Failed(reason=report.error, cancelled=cancelled))
+        if self._touched:
+            trouble = await barrier.back_to_running(
+                self._devices, timeout=self._policy.stall_timeout, observer=self._observer
+            )
+            for name, how in trouble.items():
+                report.error += f"; device {name}: {how}"
+                error.add_note(f"device {name}: {how}")
+        if self._vcpus_stopped:
+            await call(self._hooks.start_vcpus)
+
+    async def _tell(self, message: messages.Failed) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                await self._peer.send(message)
+        except (TimeoutError, VfioflowError) as lost:
+            log.debug("the destination could not be told: %s", lost)
+
+    async def _close(self) -> None:
+        await self._fill_report()
+        if self._out is not None:
+            self._out.close()
+        if self._control is not None:
+            await self._control.close()
+
+    # ------------------------------------------------------------------- parts
+
+    @property
+    def _peer(self) -> Control:
+        assert self._control is not None
+        return self._control
+
+    @property
+    def _wire(self) -> Outbound:
+        assert self._out is not None
+        return self._out
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        emit(self._observer, events.PhaseEntered(phase))
+
+    async def _cross(self, name: str, moves: Sequence[tuple[_Lane, State]]) -> None:
+        crossing = await barrier.cross(
+            name,
+            [(lane.device, state) for lane, state in moves],
+            timeout=self._policy.stall_timeout,
+            observer=self._observer,
+        )
+        for lane, _ in moves:
+            lane.adopt(crossing.moved[lane.name].data_fd)
+
+    async def _call(self, function: Callable[[], T], *, name: str) -> T:
+        """Run a short blocking call on a thread."""
+        future = in_thread(function, name=name)
+        await settle([future])
+        return future.result()
+
+    async def _drive(self, futures: Sequence[asyncio.Future[T]]) -> list[T]:
+        """Wait for calls that use the lanes."""
+        out = self._wire
+        try:
+            return await drive(
+                futures,
+                stop=out.stop,
+                failure=self._peer.failure,
+                moved=lambda: sum(channel.wire_bytes for channel in out.channels),
+                stall_timeout=self._policy.stall_timeout,
+                tick=self._progress,
+            )
+        finally:
+            # A pump that does not return keeps its data fd: closing it would free the number.
+            self._stuck = not all(future.done() for future in futures)
+
+    def _progress(self) -> None:
+        if self._observer is None:
+            return
+        emit(
+            self._observer,
+            events.Progress(
+                self._phase,
+                tuple(
+                    events.DeviceProgress(
+                        lane.name, lane.out.offset, lane.out.wire_bytes, lane.pending.exact
+                    )
+                    for lane in self._lanes
+                ),
+            ),
+        )
+
+    async def _fill_report(self) -> None:
+        report = self.report
+        report.bandwidth = self._bandwidth.value
+        states = await barrier.states(self._devices, timeout=1.0)
+        for lane in self._lanes:
+            out = getattr(lane, "out", None)
+            sent = 0 if out is None else out.offset
+            report.devices.append(
+                DeviceReport(
+                    name=lane.name,
+                    profile=lane.info.profile or lane.info.driver,
+                    bytes_precopy=lane.precopy_bytes,
+                    bytes_stopcopy=sent - lane.precopy_bytes,
+                    bytes_wire=0 if out is None else out.wire_bytes,
+                    iterations=lane.iterations,
+                    digest=f"{out.digest:08x}" if out is not None and self._policy.digest else "",
+                    digest_ok=True if self._committed and self._policy.digest else None,
+                    final_state=states[lane.name],
+                )
+            )
+        report.bytes_total = sum(d.bytes_precopy + d.bytes_stopcopy for d in report.devices)
+        report.bytes_wire = sum(d.bytes_wire for d in report.devices)
+
+
+class _Clock:
+    """Laps of the downtime, in milliseconds, that add up to the whole."""
+
+    def __init__(self, steps: dict[str, float]) -> None:
+        self._steps = steps
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap."""
+        now = time.monotonic()
+        self._steps[name] = (now - self._last) * 1e3
+        self._last = now
+
+    def split(self, name: str, **seconds: float) -> None:
+        """Take what the peer says that parts of a lap took out of it, into steps of their own."""
+        for part, value in seconds.items():
+            took = min(value * 1e3, self._steps[name])
+            self._steps[name] -= took
+            self._steps[part] = took

@@ -1,0 +1,1 @@
+"""The wire protocol: addresses, connections and control messages."""

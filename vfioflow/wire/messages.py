@@ -1,0 +1,172 @@
+"""The control messages, typed.  What each means and when it is sent: docs/wire-protocol.md."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+__all__ = [
+    "Accept",
+    "Commit",
+    "Failed",
+    "Hello",
+    "Loaded",
+    "LoadedDevice",
+    "Message",
+    "Offer",
+    "OfferedDevice",
+    "Probe",
+    "ProbeDone",
+    "Ready",
+    "Refuse",
+    "Running",
+    "Switchover",
+    "SwitchoverAck",
+    "VERSION",
+    "decode",
+    "encode",
+]
+
+VERSION = 1
+"""The wire protocol's version; both sides must speak the same."""
+
+
+class _Message(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True
+):
+    """The base: encoded as a MessagePack map with its ``type``."""
+
+
+class Hello(_Message, frozen=True, tag="hello"):
+    """Both ways, first.  Says who is there and which session this is."""
+
+    version: int
+    software: str
+    session: str = ""
+
+
+class OfferedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One device of the source.  ``size`` is its present stop-copy size in bytes, if known."""
+
+    name: str
+    driver: str
+    profile: str
+    flags: int
+    size: int | None
+
+
+class Offer(_Message, frozen=True, tag="offer"):
+    """Source to destination: the set, and how its data will travel.  ``chunk_size`` in bytes."""
+
+    devices: list[OfferedDevice]
+    channels: int
+    chunk_size: int
+    digests: bool
+
+
+class Accept(_Message, frozen=True, tag="accept"):
+    """Destination to source: all devices match and are RESUMING.
+
+    ``token`` opens the data connections.  ``load_seconds`` is what the destination expects from
+    the end of the data to RUNNING.
+    """
+
+    token: bytes
+    load_seconds: float
+
+
+class Refuse(_Message, frozen=True, tag="refuse"):
+    """Destination to source: why not, by device.  Nothing was touched."""
+
+    reasons: dict[str, str]
+
+
+class Ready(_Message, frozen=True, tag="ready"):
+    """Destination to source: all data connections are there."""
+
+
+class Probe(_Message, frozen=True, tag="probe"):
+    """Source to destination: so many pad bytes in all are on their way."""
+
+    size: int
+
+
+class ProbeDone(_Message, frozen=True, tag="probe-done"):
+    """Destination to source: they have arrived."""
+
+
+class SwitchoverAck(_Message, frozen=True, tag="switchover-ack"):
+    """Destination to source: the initial bytes of every pre-copy device are loaded."""
+
+
+class Switchover(_Message, frozen=True, tag="switchover"):
+    """Source to destination: the vCPUs are being stopped; what comes is the stop-copy data."""
+
+
+class LoadedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the destination took of one device: bytes and digest of its stream."""
+
+    name: str
+    size: int
+    digest: int
+
+
+class Loaded(_Message, frozen=True, tag="loaded"):
+    """Destination to source: every device has passed RESUMING -> STOP -> RUNNING_P2P."""
+
+    devices: list[LoadedDevice]
+    validate_seconds: float
+    ready_seconds: float
+
+
+class Commit(_Message, frozen=True, tag="commit"):
+    """Source to destination: the devices are yours.  The point of no return."""
+
+
+class Running(_Message, frozen=True, tag="running"):
+    """Destination to source: every device is RUNNING and the vCPUs are started."""
+
+    resume_seconds: float
+    start_vcpus_seconds: float
+
+
+class Failed(_Message, frozen=True, tag="failed"):
+    """Either way, at any time: this side gives up; ``reason`` in words.
+
+    ``cancelled`` when a person ended it.
+    """
+
+    reason: str
+    cancelled: bool = False
+
+
+Message: TypeAlias = (
+    Hello
+    | Offer
+    | Accept
+    | Refuse
+    | Ready
+    | Probe
+    | ProbeDone
+    | SwitchoverAck
+    | Switchover
+    | Loaded
+    | Commit
+    | Running
+    | Failed
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """The message as MessagePack."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes) -> Message:
+    """The message in ``data``.  Raises msgspec.DecodeError for anything else."""
+    message: Message = _decoder.decode(data)
+    return message
