@@ -10,7 +10,6 @@ The two calls that most users need::
 
 from pathlib import Path
 
-from vfioflow.destination import Listener, listen
 from vfioflow.devices.base import Device, DeviceInfo, PrecopyInfo
 from vfioflow.errors import (
     AdmissionError,
@@ -28,6 +27,7 @@ from vfioflow.errors import (
     VfioflowError,
 )
 from vfioflow.hooks import Hooks
+from vfioflow.listener import Listener, listen
 from vfioflow.policy import Policy
 from vfioflow.report import DeviceReport, Report
 from vfioflow.source import Source, migrate

@@ -11,7 +11,7 @@ BUDGET: int
 END: int
 
 class Limiter:
-    """A rate that several lanes share, in bytes a second; 0 is no limit.  May be changed at any time."""
+    """A rate that several lanes share, in bytes a second; 0 is no limit."""
 
     rate: int
     def __init__(self, rate: int = 0) -> None: ...
@@ -72,16 +72,16 @@ class OutLane:
         """
 
     def hold(self, held: bool = True) -> None:
-        """Make a running pump, and any later one, return CANCELLED at its next chunk; or undo that."""
+        """Make a running pump, and later ones, return CANCELLED at the next chunk; or undo it."""
 
     def mark(self) -> None:
         """Say on the wire that the initial bytes end here.  Raises PeerLost."""
 
     def end(self) -> None:
-        """Say on the wire that the stream ends here, with its length and digest.  Raises PeerLost."""
+        """Say on the wire that the stream ends here.  Raises PeerLost."""
 
 class InLane:
-    """The destination's end of one device's stream: where its frames are put in order and loaded."""
+    """The destination's end of one device's stream: puts its frames in order, loads them."""
 
     name: str
 
@@ -138,7 +138,7 @@ class Receiver:
             True at a clean end (between two frames), False when cancelled.
 
         Raises:
-            DeviceError: a device refused its data; fatal to the load, even where a driver would go on.
+            DeviceError: a device refused its data; always fatal to the load.
             IntegrityError: a digest or a compressed frame is wrong.
             ProtocolError: a frame that makes no sense here.
             PeerLost: the connection failed, or ended inside a frame.

@@ -198,7 +198,7 @@ async def _all(
                 state = device.state
             if how.startswith("reset after"):
                 trouble[device.name] = how
-        if (observer is not None and state is not None) or how:
+        if how:
             emit(observer, RolledBack(device.name, state, how))
 
 

@@ -1,4 +1,4 @@
-"""The destination's side of a migration.  Reads from top to bottom like the picture in the README."""
+"""The destination's side of a migration.  Reads from top to bottom, step by step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from vfioflow import admission, barrier, events, precopy
 from vfioflow._fdio import Port
@@ -21,7 +20,6 @@ from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,
     HandoverInDoubt,
-    PeerError,
     PeerLost,
     ProtocolError,
     VfioflowError,
@@ -35,151 +33,11 @@ from vfioflow.report import DeviceReport, Report
 from vfioflow.states import Flags, State
 from vfioflow.threads import finish, in_thread
 from vfioflow.wire import messages
-from vfioflow.wire.address import Address, bind
-from vfioflow.wire.connection import (
-    TOKEN_SIZE,
-    Control,
-    Preamble,
-    Role,
-    read_preamble,
-    send_preamble,
-)
+from vfioflow.wire.connection import TOKEN_SIZE, Control, Preamble
 
-__all__ = ["Destination", "Listener", "listen"]
+__all__ = ["Destination"]
 
 log = logging.getLogger("vfioflow")
-
-_GREETERS = 64
-"""Connections whose purpose is not known yet; more wait in the system's queue."""
-
-
-def listen(
-    address: str,
-    devices: Sequence[Device],
-    *,
-    policy: Policy | None = None,
-    hooks: Hooks | None = None,
-    observer: Observer | None = None,
-) -> Listener:
-    """A listener for one migration after the other onto ``devices``.
-
-    ``async with listen("tcp://127.0.0.1:0", devices) as listener:`` binds the port (see
-    :attr:`Listener.address`), then ``report = await listener.receive()``.
-
-    Args:
-        address: "tcp://HOST:PORT", or "fd://N" for a listening socket that was handed over.
-        devices: the set that takes the state: RUNNING, idle, and nobody's.
-        policy: only ``connect_timeout`` and ``stall_timeout`` matter at the destination.
-        hooks: ``start_vcpus`` is called when every device runs.
-        observer: gets every event of :mod:`vfioflow.events`.
-
-    Raises (on entering):
-        ConfigError: the address is wrong or taken.
-    """
-    return Listener(address, devices, policy=policy, hooks=hooks, observer=observer)
-
-
-class Listener:
-    """A bound port.  Connections that are no vfioflow's are logged, closed, and disturb nobody."""
-
-    def __init__(
-        self,
-        address: str,
-        devices: Sequence[Device],
-        *,
-        policy: Policy | None = None,
-        hooks: Hooks | None = None,
-        observer: Observer | None = None,
-    ) -> None:
-        self._where = address
-        self._devices = list(devices)
-        self._policy = policy or Policy()
-        self._hooks = hooks or Hooks()
-        self._observer = observer
-        self._socket: socket.socket | None = None
-        self._waiting: asyncio.Queue[socket.socket] = asyncio.Queue(maxsize=_GREETERS)
-        self._session: Destination | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> Self:
-        self._socket = bind(self._where)
-        self._start(self._accept(self._socket))
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        while not self._waiting.empty():
-            self._waiting.get_nowait().close()
-        if self._socket is not None:
-            self._socket.close()
-
-    @property
-    def address(self) -> str:
-        """Where it listens, with the port that the system chose."""
-        if self._socket is None:
-            raise RuntimeError("the listener is not open: use it with `async with`")
-        return str(Address.of(self._socket))
-
-    async def receive(self) -> Report:
-        """Wait for a source and take its devices over.  Returns when they run here.
-
-        Raises:
-            AdmissionError: the source's set does not fit; nothing was touched.
-            DeviceError, PeerError: every device here was reset; the source runs on.
-            HandoverInDoubt: the connection was lost between LOADED and COMMIT; the devices hold
-                the state, stopped.
-            asyncio.CancelledError: cancelled; every device here was reset.
-        """
-        return await (await self.next_session()).run()
-
-    async def next_session(self) -> Destination:
-        """Wait for a source; the session has yet to be run, and its report stays with it."""
-        sock = await self._waiting.get()
-        self._session = Destination(
-            sock, self._devices, policy=self._policy, hooks=self._hooks, observer=self._observer
-        )
-        return self._session
-
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        gate = asyncio.Semaphore(_GREETERS)
-        while True:
-            await gate.acquire()
-            sock, _ = await loop.sock_accept(listening)
-            self._start(self._greet(sock, gate))
-
-    async def _greet(self, sock: socket.socket, gate: asyncio.Semaphore) -> None:
-        """Find out what a connection is for.  Owns the socket until it is passed on."""
-        peer = Address.of(sock, peer=True)
-        try:
-            preamble = await read_preamble(sock, self._policy.connect_timeout)
-            if preamble.role is Role.CONTROL:
-                await send_preamble(sock, Preamble(Role.CONTROL))
-                await self._waiting.put(sock)
-                return
-            if self._session is None or not self._session.take_channel(preamble, sock):
-                raise ProtocolError("a data connection that belongs to no session here")
-        except PeerError as error:
-            log.warning("refused a connection from %s: %s", peer, error)
-            sock.close()
-        except BaseException:
-            sock.close()
-            raise
-        finally:
-            gate.release()
 
 
 class _Lane:
@@ -234,7 +92,7 @@ class Destination:
         self.report = Report(role="destination", outcome="failed", peer=str(self._control.peer))
 
     async def run(self) -> Report:
-        """Take the devices over.  Once per object.  Raises as :meth:`Listener.receive` does."""
+        """Take the devices over.  Once per object.  Raises as `Listener.receive` does."""
         begin = time.monotonic()
         try:
             offer = await self._greet()
@@ -411,7 +269,7 @@ class Destination:
     # --------------------------------------------------------------- hand-over
 
     async def _validate(self) -> None:
-        """Barrier 3: RESUMING -> STOP, where drivers check what they got, then RUNNING_P2P; LOADED."""
+        """Barrier 3: RESUMING -> STOP, where drivers check their load, then RUNNING_P2P; LOADED."""
         self._enter(Phase.HAND_OVER)
         for lane in self._lanes:
             lane.close()
@@ -476,7 +334,7 @@ class Destination:
     # ----------------------------------------------------------------- failure
 
     async def _go_back(self, error: BaseException) -> None:
-        """Reset the devices and tell the source; between LOADED and COMMIT, keep them as they are."""
+        """Reset the devices, tell the source; between LOADED and COMMIT, keep them as they are."""
         report = self.report
         cancelled = isinstance(error, asyncio.CancelledError)
         report.error = "cancelled" if cancelled else str(error)

@@ -68,7 +68,7 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class BarrierPassed:
-    """All devices of the set have arrived; ``seconds`` from the first to start to the last to arrive."""
+    """All devices of the set have arrived; ``seconds`` is how long that took."""
 
     name: str
     seconds: float
@@ -88,7 +88,7 @@ class InitialLoaded:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A pre-copy round was judged.  ``bandwidth`` in device bytes per second, ``moved`` in bytes."""
+    """A round was judged.  ``bandwidth`` in device bytes per second, ``moved`` in bytes."""
 
     iteration: int
     moved: int
@@ -116,7 +116,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """A device was put back after a failure; ``how`` says by which means, or why it could not be."""
+    """A device was put back after a failure; ``how``, or why it could not be."""
 
     device: str
     state: State | None

@@ -23,7 +23,7 @@ TICK = 0.1
 """Seconds between two looks at the counters."""
 
 _LAST_WORDS = 1.0
-"""Seconds to wait, when a data connection breaks, for the peer's reason on the control connection."""
+"""Seconds to wait, when a data connection breaks, for the peer's reason."""
 
 
 class Outbound:

@@ -42,8 +42,11 @@ class Policy:
     """
 
     chunk_size: int = _MIB
-    """Most device bytes in one frame, 4 KiB to 64 MiB.  Each device holds one buffer of this size on
-    either side (two where it compresses, and two per channel at the destination)."""
+    """Most device bytes in one frame, 4 KiB to 64 MiB.
+
+    The source holds one buffer of this size per device (two where it compresses), the destination
+    two per channel.
+    """
 
     max_iterations: int = 1000
     """Pre-copy rounds after which the migration counts as not converging."""
@@ -52,19 +55,19 @@ class Policy:
     """Seconds of pre-copy after which the migration counts as not converging."""
 
     on_no_convergence: Literal["abort", "switchover"] = "abort"
-    """What to do then: "abort" (the devices run on at the source) or "switchover" (over the limit)."""
+    """What to do then: "abort" (the devices run on here) or "switchover" (over the limit)."""
 
     digest: bool = True
     """Whether each stream carries a running CRC32C that the destination checks before loading."""
 
     switchover_ack: bool = True
-    """Whether to wait, before switching over, until the destination has loaded all initial bytes."""
+    """Whether to switch over only when the destination has loaded all initial bytes."""
 
     connect_timeout: float = 10.0
     """Seconds to wait for a connection, and for the peer's answer while both sides set up."""
 
     stall_timeout: float = 30.0
-    """Seconds without any progress (bytes, a state change, the peer's answer) that end the migration."""
+    """Seconds without progress (bytes, a state change, an answer) that end the migration."""
 
     def __post_init__(self) -> None:
         _require(self.downtime_limit > 0, "downtime_limit", self.downtime_limit, "above 0 seconds")

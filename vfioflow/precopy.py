@@ -27,8 +27,8 @@ __all__ = [
 class Pending:
     """What one device still has to move, in bytes.
 
-    ``can_precopy`` is whether it has pre-copy at all.  ``stop_copy`` is the last known answer
-    to MIG_DATA_SIZE (all that STOP_COPY would hand out, the pre-copy part included), or None where
+    ``can_precopy`` is whether it has pre-copy at all.  ``stop_copy`` is the last known answer to
+    MIG_DATA_SIZE (all that STOP_COPY would hand out, the pre-copy part included), or None where
     the device has no answer.
     """
 
@@ -94,8 +94,8 @@ class Decision:
 class Bandwidth:
     """The rate at which device bytes move, smoothed over what was measured.
 
-    Samples under ``MIN_BYTES`` are passed over: the sockets' own buffers (4 MiB with Linux's default
-    tcp_wmem) would take them at memory speed.
+    Samples under ``MIN_BYTES`` are passed over: the sockets' own buffers (4 MiB with Linux's
+    default tcp_wmem) would take them at memory speed.
     """
 
     MIN_BYTES = 8 * 1024 * 1024

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Literal
 
 import msgspec
 
-__all__ = ["DeviceReport", "Report"]
+__all__ = ["Clock", "DeviceReport", "Report"]
 
 
 class DeviceReport(msgspec.Struct, kw_only=True):
@@ -66,3 +67,24 @@ class Report(msgspec.Struct, kw_only=True):
     def from_json(cls, text: str | bytes) -> Report:
         """The report that :meth:`to_json` wrote.  Raises msgspec.ValidationError."""
         return msgspec.json.decode(text, type=cls)
+
+
+class Clock:
+    """Laps of the downtime, in milliseconds, that add up to the whole."""
+
+    def __init__(self, steps: dict[str, float]) -> None:
+        self._steps = steps
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap."""
+        now = time.monotonic()
+        self._steps[name] = (now - self._last) * 1e3
+        self._last = now
+
+    def split(self, name: str, **seconds: float) -> None:
+        """Take what the peer says that parts of a lap took out of it, into steps of their own."""
+        for part, value in seconds.items():
+            took = min(value * 1e3, self._steps[name])
+            self._steps[name] -= took
+            self._steps[part] = took

@@ -1,4 +1,4 @@
-"""The source's side of a migration.  Reads from top to bottom like the picture in the README."""
+"""The source's side of a migration.  Reads from top to bottom, step by step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TypeVar
 
-from vfioflow import admission, barrier, events, precopy
-from vfioflow._fdio import Port
-from vfioflow._pump import END, OutLane
+from vfioflow import admission, barrier, events
+from vfioflow._pump import END
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,
@@ -26,8 +25,9 @@ from vfioflow.events import Observer, Phase, emit
 from vfioflow.hooks import Hooks, call
 from vfioflow.lanes import Outbound, drive
 from vfioflow.policy import Policy
-from vfioflow.precopy import Bandwidth, Decision, Move, Pending, Round, Verdict
-from vfioflow.report import DeviceReport, Report
+from vfioflow.precopy import Bandwidth, Verdict
+from vfioflow.report import Clock, DeviceReport, Report
+from vfioflow.rounds import Lane, Rounds, ask_sizes, source_seconds
 from vfioflow.states import Flags, State, quiesced
 from vfioflow.threads import finish, in_thread, settle
 from vfioflow.wire import messages
@@ -41,14 +41,10 @@ log = logging.getLogger("vfioflow")
 T = TypeVar("T")
 
 _WITHOUT_END = 2**63
-_IDLE = 0.05
-"""Seconds between two pre-copy rounds when nothing moved."""
 _PROBE = (256 * 1024, 64 * 1024 * 1024)
 """Pad bytes of the first and of the largest probe."""
 _PROBE_SECONDS = 0.05
 """A probe that took so long means something."""
-_ROUND_SECONDS = 1.0
-"""About how long a round may take, so that decisions, limits and timeouts are looked at in between."""
 
 
 async def migrate(
@@ -80,39 +76,6 @@ async def migrate(
     return await Source(devices, to, policy=policy, hooks=hooks, observer=observer).run()
 
 
-class _Lane:
-    """A device, its stream on the wire, and where it stands."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.info = device.info
-        self.out: OutLane
-        self.data_fd = -1
-        self.port: Port | None = None
-        self.marked = False
-        self.iterations = 0
-        self.precopy_bytes = 0
-        self.pending = Pending(self.info.name, self.can_precopy)
-
-    @property
-    def name(self) -> str:
-        return self.info.name
-
-    @property
-    def can_precopy(self) -> bool:
-        return bool(self.info.flags & Flags.PRE_COPY)
-
-    def adopt(self, data_fd: int) -> None:
-        if data_fd >= 0:
-            self.data_fd = data_fd
-            self.port = self.device.port(data_fd)
-
-    def close(self) -> None:
-        if self.port is not None:
-            self.port.close()
-            self.port = None
-
-
 class Source:
     """One migration, seen from the source.  ``report`` is there however it ends."""
 
@@ -130,7 +93,7 @@ class Source:
         self._hooks = hooks or Hooks()
         self._observer = observer
         self._devices = list(devices)
-        self._lanes = [_Lane(device) for device in devices]
+        self._lanes = [Lane(device) for device in devices]
         self._control: Control | None = None
         self._out: Outbound | None = None
         self._phase = Phase.CONNECT
@@ -214,7 +177,7 @@ class Source:
         self._enter(Phase.SET_UP)
         control, policy = self._peer, self._policy
         channels = policy.channel_count(len(self._lanes))
-        await self._call(self._ask_sizes, name="sizes")
+        await self._call(lambda: ask_sizes(self._lanes), name="sizes")
         await control.send(
             messages.Offer(
                 devices=[
@@ -283,132 +246,36 @@ class Source:
     # ---------------------------------------------------------------- pre-copy
 
     async def _precopy(self) -> None:
-        """Iterate until what is left fits the downtime limit, by :func:`precopy.decide`."""
+        """Iterate until what is left fits the downtime limit."""
         self._enter(Phase.PRE_COPY)
         copying = [lane for lane in self._lanes if lane.can_precopy]
-        acknowledged = asyncio.create_task(self._await_ack(bool(copying)))
+        rounds = Rounds(
+            self._lanes,
+            policy=self._policy,
+            control=self._peer,
+            drive=self._drive,
+            bandwidth=self._bandwidth,
+            fixed_seconds=source_seconds(self._lanes) + self._load_seconds + 2 * self._round_trip,
+            observer=self._observer,
+        )
+        self._touched = True
+        await self._cross("pre-copy", [(lane, State.PRE_COPY) for lane in copying])
         try:
-            self._touched = True
-            await self._cross("pre-copy", [(lane, State.PRE_COPY) for lane in copying])
-            begin = time.monotonic()
-            iteration = moved = 0
-            while True:
-                if acknowledged.done():
-                    acknowledged.result()
-                elapsed = time.monotonic() - begin
-                decision = await self._survey(iteration, elapsed, acknowledged.done())
-                emit(
-                    self._observer,
-                    events.Decided(iteration, moved, self._bandwidth.value, decision),
-                )
-                if decision.verdict is not Verdict.ITERATE:
-                    break
-                moved = await self._round(copying)
-                iteration += 1
-                if moved == 0:
-                    await self._idle(acknowledged)
-            self.report.iterations = iteration
+            decision = await rounds.run()
         finally:
-            acknowledged.cancel()
-            await asyncio.wait([acknowledged])
-            for lane in self._lanes:
-                lane.precopy_bytes = lane.out.offset
+            self.report.iterations = rounds.iterations
         if decision.verdict is Verdict.GIVE_UP:
             raise NoConvergence(f"pre-copy does not converge: {decision.reason}")
         self.report.switchover_reason = decision.reason
         if decision.predicted_downtime is not None:
             self.report.predicted_downtime_ms = decision.predicted_downtime * 1e3
 
-    async def _survey(self, iteration: int, elapsed: float, acknowledged: bool) -> Decision:
-        """Ask the devices what is left, mark where initial data ends, and decide."""
-        marked: list[str] = []
-
-        def survey() -> Decision:
-            for lane in self._lanes:
-                if lane.can_precopy:
-                    info = lane.device.precopy_info(lane.data_fd)
-                    lane.pending = Pending(lane.name, True, info.initial_bytes, info.dirty_bytes)
-                    if info.initial_bytes == 0 and not lane.marked:
-                        lane.marked = True
-                        lane.out.mark()
-                        marked.append(lane.name)
-            now = Round(
-                iteration,
-                elapsed,
-                tuple(lane.pending for lane in self._lanes),
-                self._bandwidth.value,
-                self._fixed_seconds(),
-                acknowledged,
-            )
-            return precopy.decide(now, self._policy, self._ask_sizes)
-
-        [decision] = await self._drive([in_thread(survey, name="survey")])
-        for name in marked:
-            emit(self._observer, events.InitialSent(name))
-        return decision
-
-    async def _idle(self, acknowledged: asyncio.Task[None]) -> None:
-        """Nothing moved: wait a little, or until the peer has something to say."""
-        watched: set[asyncio.Future[None]] = {self._peer.failure}
-        if not acknowledged.done():
-            watched.add(acknowledged)
-        await asyncio.wait(watched, timeout=_IDLE, return_when=asyncio.FIRST_COMPLETED)
-        if self._peer.failure.done():
-            self._peer.failure.result()
-
-    def _ask_sizes(self) -> list[Pending]:
-        """The exact sizes, by MIG_DATA_SIZE.  Blocking."""
-        for lane in self._lanes:
-            old = lane.pending
-            size = lane.device.stop_copy_size()
-            lane.pending = Pending(old.name, old.can_precopy, old.initial, old.dirty, size)
-        return [lane.pending for lane in self._lanes]
-
-    async def _round(self, copying: Sequence[_Lane]) -> int:
-        """One iteration: move of each device what it reported.  Returns the device bytes moved."""
-        before = {lane.name: lane.out.offset for lane in copying}
-        begin = time.monotonic()
-        await self._drive(
-            [in_thread(self._copy, lane, name=f"{lane.name}-copy") for lane in copying]
-        )
-        seconds = time.monotonic() - begin
-        moved = 0
-        for lane in copying:
-            part = lane.out.offset - before[lane.name]
-            moved += part
-            lane.iterations += part > 0
-        self._bandwidth.add(moved, seconds)
-        return moved
-
-    def _copy(self, lane: _Lane) -> None:
-        assert lane.port is not None
-        chunk = self._policy.chunk_size
-        most = max(16 * chunk, int(_ROUND_SECONDS * (self._bandwidth.value or 0)))
-        lane.out.pump(lane.port, min(max(lane.pending.precopy, chunk), most), precopy=True)
-
-    async def _await_ack(self, wanted: bool) -> None:
-        if wanted:
-            await self._peer.expect(messages.SwitchoverAck, timeout=None, what="its readiness")
-            emit(self._observer, events.InitialLoaded())
-
-    def _fixed_seconds(self) -> float:
-        """The part of the downtime that does not depend on how much is left."""
-        quiesce, stop = [], []
-        for lane in self._lanes:
-            flags, arcs = lane.info.flags, lane.info.arc_seconds
-            here = State.PRE_COPY if lane.can_precopy else State.RUNNING
-            quiet = quiesced(here) if flags & Flags.P2P else here
-            quiesce.append(Move(flags, arcs, here, quiet))
-            stop.append(Move(flags, arcs, quiet, State.STOP_COPY))
-        changes = precopy.slowest(quiesce) + precopy.slowest(stop) + self._load_seconds
-        return changes + 2 * self._round_trip
-
     # -------------------------------------------------------------- switchover
 
     async def _switch_over(self) -> None:
         """Stop the vCPUs, then barrier 1 and 2, then drain every stream to its end."""
         self._enter(Phase.STOP_COPY)
-        self._clock = _Clock(self.report.steps_ms)
+        self._clock = Clock(self.report.steps_ms)
         self._vcpus_stopped = True
         await call(self._hooks.stop_vcpus)
         self._clock.lap("stop_vcpus")
@@ -430,12 +297,11 @@ class Source:
         self._wire.end()
         self._clock.lap("drain")
 
-    def _drain(self, lane: _Lane) -> None:
-        assert lane.port is not None
-        if lane.out.pump(lane.port, _WITHOUT_END, precopy=False) == END:
-            if lane.can_precopy and not lane.marked:
-                lane.out.mark()
-            lane.out.end()
+    def _drain(self, lane: Lane) -> None:
+        if lane.pump(_WITHOUT_END, precopy=False) == END:
+            if lane.can_precopy:
+                lane.mark()
+            lane.stream.end()
 
     # --------------------------------------------------------------- hand-over
 
@@ -476,10 +342,10 @@ class Source:
             device = taken.get(lane.name)
             if device is None:
                 raise ProtocolError(f"the destination does not say that it loaded {lane.name}")
-            if (device.size, device.digest) != (lane.out.offset, lane.out.digest):
+            if (device.size, device.digest) != (lane.sent, lane.stream.digest):
                 raise IntegrityError(
-                    f"device {lane.name}: {lane.out.offset} bytes were sent with digest"
-                    f" {lane.out.digest:08x}, {device.size} loaded with {device.digest:08x}"
+                    f"device {lane.name}: {lane.sent} bytes were sent with digest"
+                    f" {lane.stream.digest:08x}, {device.size} loaded with {device.digest:08x}"
                 )
 
     async def _release(self) -> None:
@@ -554,7 +420,7 @@ class Source:
         self._phase = phase
         emit(self._observer, events.PhaseEntered(phase))
 
-    async def _cross(self, name: str, moves: Sequence[tuple[_Lane, State]]) -> None:
+    async def _cross(self, name: str, moves: Sequence[tuple[Lane, State]]) -> None:
         crossing = await barrier.cross(
             name,
             [(lane.device, state) for lane, state in moves],
@@ -595,7 +461,7 @@ class Source:
                 self._phase,
                 tuple(
                     events.DeviceProgress(
-                        lane.name, lane.out.offset, lane.out.wire_bytes, lane.pending.exact
+                        lane.name, lane.sent, lane.stream.wire_bytes, lane.pending.exact
                     )
                     for lane in self._lanes
                 ),
@@ -607,14 +473,13 @@ class Source:
         report.bandwidth = self._bandwidth.value
         states = await barrier.states(self._devices, timeout=1.0)
         for lane in self._lanes:
-            out = getattr(lane, "out", None)
-            sent = 0 if out is None else out.offset
+            out = lane.out
             report.devices.append(
                 DeviceReport(
                     name=lane.name,
                     profile=lane.info.profile or lane.info.driver,
                     bytes_precopy=lane.precopy_bytes,
-                    bytes_stopcopy=sent - lane.precopy_bytes,
+                    bytes_stopcopy=lane.sent - lane.precopy_bytes,
                     bytes_wire=0 if out is None else out.wire_bytes,
                     iterations=lane.iterations,
                     digest=f"{out.digest:08x}" if out is not None and self._policy.digest else "",
@@ -624,24 +489,3 @@ class Source:
             )
         report.bytes_total = sum(d.bytes_precopy + d.bytes_stopcopy for d in report.devices)
         report.bytes_wire = sum(d.bytes_wire for d in report.devices)
-
-
-class _Clock:
-    """Laps of the downtime, in milliseconds, that add up to the whole."""
-
-    def __init__(self, steps: dict[str, float]) -> None:
-        self._steps = steps
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap."""
-        now = time.monotonic()
-        self._steps[name] = (now - self._last) * 1e3
-        self._last = now
-
-    def split(self, name: str, **seconds: float) -> None:
-        """Take what the peer says that parts of a lap took out of it, into steps of their own."""
-        for part, value in seconds.items():
-            took = min(value * 1e3, self._steps[name])
-            self._steps[name] -= took
-            self._steps[part] = took

@@ -5,6 +5,7 @@ cdef extern from "<errno.h>" nogil:
     const int EBADMSG
     const int ECANCELED
     const int ECONNRESET
+    const int EFAULT
     const int EINTR
     const int EINVAL
     const int EIO
@@ -12,6 +13,7 @@ cdef extern from "<errno.h>" nogil:
     const int ENODEV
     const int ENOMEM
     const int ENOMSG
+    const int ENOTTY
     const int EPIPE
     const int EPROTO
     const int ETIMEDOUT

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from vfioflow._fdio import Port
-    from vfioflow.states import Flags, State
+from vfioflow._fdio import Port
+from vfioflow.states import Flags, State
 
 __all__ = ["Device", "DeviceInfo", "PrecopyInfo"]
 
@@ -77,13 +75,13 @@ class Device(Protocol):
         """
 
     def port(self, data_fd: int) -> Port:
-        """The face through which a pump reads or writes ``data_fd``.  Takes ownership of the fd."""
+        """How a pump reads or writes ``data_fd``.  Takes ownership of the fd."""
 
     def precopy_info(self, data_fd: int) -> PrecopyInfo:
         """How much there is to move in PRE_COPY or PRE_COPY_P2P.  Raises DeviceError elsewhere."""
 
     def stop_copy_size(self) -> int | None:
-        """An estimate of what STOP_COPY would hand out now, in bytes; None if not known."""
+        """What STOP_COPY would hand out now (an estimate, bytes); None where it is not known."""
 
     def reset(self) -> None:
         """Reset the device: RUNNING, empty, any session gone.  Raises DeviceError."""

@@ -1,4 +1,4 @@
-"""Where the other side is: ``tcp://HOST:PORT``, or ``fd://N`` for a listening socket handed over."""
+"""Where the other side is: ``tcp://HOST:PORT``, or ``fd://N`` for an inherited listener."""
 
 from __future__ import annotations
 

@@ -20,14 +20,22 @@ from vfioflow.errors import PeerLost, ProtocolError, RemoteError
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
 
-__all__ = ["Control", "Preamble", "Role", "TOKEN_SIZE", "connect", "read_preamble", "send_preamble"]
+__all__ = [
+    "Control",
+    "Preamble",
+    "Role",
+    "TOKEN_SIZE",
+    "connect",
+    "read_preamble",
+    "send_preamble",
+]
 
 MAGIC = b"VFIOFLOW"
 TOKEN_SIZE = 16
 _PREAMBLE = struct.Struct("<8sHBxI16s")
 _LENGTH = struct.Struct("<I")
 MAX_MESSAGE = 1024 * 1024
-"""Longest control message in bytes.  An offer of 4096 devices with long names is about half of it."""
+"""Longest control message in bytes.  An offer of 4096 devices is about half of it."""
 
 M = TypeVar("M", bound=messages.Message)
 N = TypeVar("N", bound=messages.Message)
@@ -102,7 +110,7 @@ async def connect(address: Address, preamble: Preamble, timeout: float) -> socke
 
 
 def _tune(sock: socket.socket) -> None:
-    """Small messages at once; a peer that is gone without a word is noticed within half a minute."""
+    """Small messages at once; a peer gone without a word is noticed within half a minute."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,0 +1,278 @@
+"""What a simulated device is like: profiles of real drivers as data, and faults."""
+
+from __future__ import annotations
+
+import errno as _errno
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any, TypeGuard
+
+from vfioflow.devices.sizes import parse_size
+from vfioflow.errors import ConfigError
+from vfioflow.states import ARCS, Flags, State
+
+__all__ = ["Fault", "Profile", "parse_arc", "profile", "profile_names"]
+
+_SIZES = frozenset(
+    {"state_size", "initial_bytes", "dirty_rate", "dirty_set", "read_rate", "write_rate"}
+)
+_CONTENTS = ("zeros", "structured", "random", "mix")
+_MAX_BLOCK = 65536
+_MAX_SIZE = 1 << 46
+_SHORT_BLOCKS = 1024
+_STATES = {state.name: state for state in State}
+
+
+def parse_arc(text: str) -> tuple[State, State]:
+    """The two ends of an arc written ``"RUNNING->STOP"``.  Raises ConfigError."""
+    ends = [part.strip() for part in text.split("->")]
+    if len(ends) != 2 or any(end not in _STATES for end in ends):
+        raise ConfigError(f"{text!r} is not an arc; write two states: 'RUNNING->PRE_COPY'")
+    return _STATES[ends[0]], _STATES[ends[1]]
+
+
+def _need(good: bool, key: str, value: object, wanted: str) -> None:
+    if not good:
+        raise ConfigError(f"{key} = {value!r}: must be {wanted}")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e18
+
+
+def _integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How a simulated device behaves.  Sizes are bytes, rates bytes/s, times seconds.
+
+    Raises ConfigError when a field has a value that no device could have.
+    """
+
+    driver: str = "generic"
+    """Decides whose state a device accepts."""
+    flags: tuple[str, ...] = ("STOP_COPY", "P2P", "PRE_COPY")
+    """Names of :class:`vfioflow.states.Flags`."""
+    state_size: int = 64 << 20
+    """The device's state, without the headers of its stream."""
+    initial_bytes: int = 0
+    """The part of the state that PRE_COPY offers, rounded up to whole blocks of 64 KiB, or less
+    for a small state; 0 without PRE_COPY."""
+    dirty_rate: float = 0.0
+    """How fast the running device dirties its state, in bytes/s."""
+    dirty_set: int = -1
+    """The part of the state that is ever dirtied, from its start; -1: the initial part, or
+    everything where there is none."""
+    content: str = "mix"
+    """``zeros``, ``structured`` (about 2:1), ``random``, ``mix`` or ``file:PATH``."""
+    arc_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Time that a direct arc takes, by its name ``"RUNNING->PRE_COPY"``; others take none."""
+    read_rate: float = 0.0
+    """The most that the device hands out, in bytes/s; 0: unlimited."""
+    write_rate: float = 0.0
+    """The most that the device takes, in bytes/s; 0: unlimited."""
+    drained: str = "ENOMSG"
+    """What read gives in PRE_COPY when there is nothing: ``ENOMSG`` or ``0``."""
+    info_starts_save: bool = False
+    """Whether dirty data becomes readable only after a PRECOPY_INFO; else it does by itself."""
+    load_in: str = "stop"
+    """Where a load is checked: inside ``write``, or in RESUMING->STOP (``stop``)."""
+    load_seconds: float = 0.0
+    """How long the final load takes there."""
+    has_data_size: bool = True
+    """Whether the device answers MIG_DATA_SIZE."""
+    p2p_rate: float = 0.0
+    """Peer-to-peer messages/s while it streams; besides those at each arc and PRECOPY_INFO."""
+
+    def __post_init__(self) -> None:
+        for key in ("driver", "content"):
+            value = getattr(self, key)
+            _need(isinstance(value, str) and bool(value), key, value, "a text")
+        flags = self._flags()
+        for key in ("state_size", "initial_bytes", "dirty_set"):
+            _need(_integer(getattr(self, key)), key, getattr(self, key), "a number of bytes")
+        _need(0 < self.state_size <= _MAX_SIZE, "state_size", self.state_size, "1 byte to 64 TiB")
+        for key in ("dirty_rate", "read_rate", "write_rate", "load_seconds", "p2p_rate"):
+            _need(_number(getattr(self, key)), key, getattr(self, key), "a number from 0")
+        for key in ("info_starts_save", "has_data_size"):
+            _need(isinstance(getattr(self, key), bool), key, getattr(self, key), "true or false")
+        _need(
+            0 <= self.initial_bytes <= self.state_size,
+            "initial_bytes",
+            self.initial_bytes,
+            f"from 0 to state_size ({self.state_size})",
+        )
+        if Flags.PRE_COPY not in flags:
+            _need(self.initial_bytes == 0, "initial_bytes", self.initial_bytes, "0: no PRE_COPY")
+        _need(
+            -1 <= self.dirty_set <= self.state_size,
+            "dirty_set",
+            self.dirty_set,
+            f"from 0 to state_size ({self.state_size}), or -1",
+        )
+        _need(
+            self.content in _CONTENTS or self.content.startswith("file:"),
+            "content",
+            self.content,
+            f"one of {', '.join(_CONTENTS)}, file:PATH",
+        )
+        _need(self.drained in ("ENOMSG", "0"), "drained", self.drained, "'ENOMSG' or '0'")
+        _need(self.load_in in ("write", "stop"), "load_in", self.load_in, "'write' or 'stop'")
+        self._check_arcs(flags)
+
+    def _flags(self) -> Flags:
+        names = self.flags
+        _need(
+            isinstance(names, list | tuple) and all(n in Flags.__members__ for n in names),
+            "flags",
+            names,
+            "a list of STOP_COPY, P2P, PRE_COPY",
+        )
+        flags = Flags.NONE
+        for name in names:
+            flags |= Flags[name]
+        _need(flags in ARCS, "flags", names, "a set with STOP_COPY")
+        return flags
+
+    def _check_arcs(self, flags: Flags) -> None:
+        _need(isinstance(self.arc_seconds, Mapping), "arc_seconds", self.arc_seconds, "a table")
+        for arc, seconds in self.arc_seconds.items():
+            if parse_arc(arc) not in ARCS[flags]:
+                raise ConfigError(f"arc_seconds: a device with the flags {flags} has no arc {arc}")
+            _need(_number(seconds), f"arc_seconds.{arc}", seconds, "a number from 0")
+
+    @property
+    def migration_flags(self) -> Flags:
+        """``flags`` as the uAPI has them."""
+        return self._flags()
+
+    @property
+    def block_size(self) -> int:
+        """Bytes in a full block.
+
+        64 KiB; the whole state where that is smaller; the initial part where it is smaller
+        still and the state then has few blocks.
+        """
+        block = min(_MAX_BLOCK, self.state_size)
+        if 0 < self.initial_bytes < block:
+            blocks = -(-self.state_size // self.initial_bytes)
+            if blocks <= _SHORT_BLOCKS:
+                return self.initial_bytes
+        return block
+
+    @property
+    def dirtied_bytes(self) -> int:
+        """``dirty_set`` with its default worked out."""
+        return self.dirty_set if self.dirty_set >= 0 else self.initial_bytes or self.state_size
+
+    def override(self, overrides: Mapping[str, Any]) -> Profile:
+        """This profile with other values; sizes may be written ``"64MiB"``.
+
+        A new ``state_size`` alone scales ``initial_bytes`` and ``dirty_set`` along, so that a
+        small device keeps its profile's proportions.  Raises ConfigError.
+        """
+        names = [f.name for f in fields(self)]
+        values: dict[str, Any] = {}
+        for key, value in overrides.items():
+            if key not in names:
+                raise ConfigError(f"unknown key {key!r}; valid are {', '.join(names)}")
+            values[key] = value
+            if key in _SIZES and isinstance(value, str):
+                try:
+                    values[key] = parse_size(value)
+                except ConfigError as error:
+                    raise ConfigError(f"{key}: {error}") from None
+        if isinstance(values.get("flags"), list):
+            values["flags"] = tuple(values["flags"])
+        size = values.get("state_size")
+        if _integer(size) and size > 0:
+            for key in ("initial_bytes", "dirty_set"):
+                share = getattr(self, key)
+                if key not in values and share > 0:
+                    values[key] = max(1, share * size // self.state_size)
+        return replace(self, **values)
+
+
+@cache
+def _profiles() -> dict[str, Profile]:
+    text = files("vfioflow.devices").joinpath("profiles.toml").read_text(encoding="utf-8")
+    found = {}
+    for name, table in tomllib.loads(text).items():
+        source = table.pop("source", None)
+        if not isinstance(source, str):
+            raise ConfigError(f"profiles.toml: {name} does not say its source")
+        found[name] = Profile().override({"initial_bytes": 0, "dirty_set": -1, **table})
+    return found
+
+
+def profile_names() -> list[str]:
+    """The names of all profiles."""
+    return sorted(_profiles())
+
+
+def profile(name: str) -> Profile:
+    """The profile of that name.  Raises ConfigError, which lists those that exist."""
+    found = _profiles().get(name)
+    if found is None:
+        raise ConfigError(f"unknown profile {name!r}; there are {', '.join(profile_names())}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that goes wrong with a device, at an exact place.
+
+    ``at`` is a direct arc (``"RUNNING->STOP"``; kinds ``errno`` and ``hang``), or a stream:
+    ``"read"`` while saving, ``"write"`` while loading, where ``offset`` is the stream position
+    in bytes.  Kinds there: ``errno`` (the port gives it), ``short`` (the port moves only part),
+    ``hang`` (nothing moves until a reset or close), ``corrupt`` (a bit flips).  ``errno`` and
+    ``short`` need the device's port; a bare fd cannot show them.  ``once``: strikes a single
+    time, else again in each session or attempt.  ``state`` is where a failed arc leaves the
+    device; None: in the state before it.  Raises ConfigError.
+    """
+
+    at: str
+    kind: str
+    errno: int | str = _errno.EIO
+    offset: int | str = 0
+    once: bool = True
+    state: State | str | None = None
+
+    def __post_init__(self) -> None:
+        kinds: tuple[str, ...] = ("errno", "short", "hang", "corrupt")
+        if self.at not in ("read", "write"):
+            parse_arc(self.at)
+            kinds = ("errno", "hang")
+        _need(self.kind in kinds, f"fault at {self.at}: kind", self.kind, f"one of {kinds}")
+        _need(isinstance(self.once, bool), "once", self.once, "true or false")
+        code = getattr(_errno, self.errno, None) if isinstance(self.errno, str) else self.errno
+        _need(_integer(code) and code in _errno.errorcode, "errno", self.errno, "like 'EIO'")
+        offset = parse_size(self.offset) if isinstance(self.offset, str) else self.offset
+        _need(_integer(offset) and offset >= 0, "offset", self.offset, "bytes from 0")
+        state = self.state
+        if isinstance(state, str):
+            state = _STATES.get(state, state)
+        allowed = (None, State.ERROR, State.STOP, State.RUNNING, State.RUNNING_P2P)
+        _need(state in allowed, "state", self.state, "ERROR, STOP, RUNNING or RUNNING_P2P")
+        for key, value in (("errno", code), ("offset", offset), ("state", state)):
+            object.__setattr__(self, key, value)
+
+    @property
+    def code(self) -> int:
+        """The errno as a number."""
+        return int(self.errno)
+
+    @property
+    def position(self) -> int:
+        """The offset in bytes."""
+        return int(self.offset)
+
+    @property
+    def left_in(self) -> State | None:
+        """Where a failed arc leaves the device; None: before it."""
+        return State(self.state) if isinstance(self.state, int) else None

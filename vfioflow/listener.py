@@ -1,0 +1,156 @@
+"""The destination's port: finds out what each connection is for, and starts sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Coroutine, Sequence
+from types import TracebackType
+from typing import Self
+
+from vfioflow.destination import Destination
+from vfioflow.devices.base import Device
+from vfioflow.errors import PeerError, ProtocolError
+from vfioflow.events import Observer
+from vfioflow.hooks import Hooks
+from vfioflow.policy import Policy
+from vfioflow.report import Report
+from vfioflow.wire.address import Address, bind
+from vfioflow.wire.connection import Preamble, Role, read_preamble, send_preamble
+
+__all__ = ["Listener", "listen"]
+
+log = logging.getLogger("vfioflow")
+
+_GREETERS = 64
+"""Connections whose purpose is not known yet; more wait in the system's queue."""
+
+
+def listen(
+    address: str,
+    devices: Sequence[Device],
+    *,
+    policy: Policy | None = None,
+    hooks: Hooks | None = None,
+    observer: Observer | None = None,
+) -> Listener:
+    """A listener for one migration after the other onto ``devices``.
+
+    ``async with listen("tcp://127.0.0.1:0", devices) as listener:`` binds the port (see
+    :attr:`Listener.address`), then ``report = await listener.receive()``.
+
+    Args:
+        address: "tcp://HOST:PORT", or "fd://N" for a listening socket that was handed over.
+        devices: the set that takes the state: RUNNING, idle, and nobody's.
+        policy: only ``connect_timeout`` and ``stall_timeout`` matter at the destination.
+        hooks: ``start_vcpus`` is called when every device runs.
+        observer: gets every event of :mod:`vfioflow.events`.
+
+    Raises (on entering):
+        ConfigError: the address is wrong or taken.
+    """
+    return Listener(address, devices, policy=policy, hooks=hooks, observer=observer)
+
+
+class Listener:
+    """A bound port.  Connections that are no vfioflow's are logged, closed, and disturb nobody."""
+
+    def __init__(
+        self,
+        address: str,
+        devices: Sequence[Device],
+        *,
+        policy: Policy | None = None,
+        hooks: Hooks | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._where = address
+        self._devices = list(devices)
+        self._policy = policy or Policy()
+        self._hooks = hooks or Hooks()
+        self._observer = observer
+        self._socket: socket.socket | None = None
+        self._waiting: asyncio.Queue[socket.socket] = asyncio.Queue(maxsize=_GREETERS)
+        self._session: Destination | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._socket = bind(self._where)
+        self._start(self._accept(self._socket))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        while not self._waiting.empty():
+            self._waiting.get_nowait().close()
+        if self._socket is not None:
+            self._socket.close()
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with the port that the system chose."""
+        if self._socket is None:
+            raise RuntimeError("the listener is not open: use it with `async with`")
+        return str(Address.of(self._socket))
+
+    async def receive(self) -> Report:
+        """Wait for a source and take its devices over.  Returns when they run here.
+
+        Raises:
+            AdmissionError: the source's set does not fit; nothing was touched.
+            DeviceError, PeerError: every device here was reset; the source runs on.
+            HandoverInDoubt: the connection was lost between LOADED and COMMIT; the devices hold
+                the state, stopped.
+            asyncio.CancelledError: cancelled; every device here was reset.
+        """
+        return await (await self.next_session()).run()
+
+    async def next_session(self) -> Destination:
+        """Wait for a source; the session has yet to be run, and its report stays with it."""
+        sock = await self._waiting.get()
+        self._session = Destination(
+            sock, self._devices, policy=self._policy, hooks=self._hooks, observer=self._observer
+        )
+        return self._session
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        gate = asyncio.Semaphore(_GREETERS)
+        while True:
+            await gate.acquire()
+            sock, _ = await loop.sock_accept(listening)
+            self._start(self._greet(sock, gate))
+
+    async def _greet(self, sock: socket.socket, gate: asyncio.Semaphore) -> None:
+        """Find out what a connection is for.  Owns the socket until it is passed on."""
+        peer = Address.of(sock, peer=True)
+        try:
+            preamble = await read_preamble(sock, self._policy.connect_timeout)
+            if preamble.role is Role.CONTROL:
+                await send_preamble(sock, Preamble(Role.CONTROL))
+                await self._waiting.put(sock)
+                return
+            if self._session is None or not self._session.take_channel(preamble, sock):
+                raise ProtocolError("a data connection that belongs to no session here")
+        except PeerError as error:
+            log.warning("refused a connection from %s: %s", peer, error)
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            gate.release()

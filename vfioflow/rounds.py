@@ -1,0 +1,226 @@
+"""The pre-copy rounds of a source: look, decide (see precopy.py), move, again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Any, Protocol
+
+from vfioflow import events, precopy
+from vfioflow._fdio import Port
+from vfioflow._pump import OutLane
+from vfioflow.devices.base import Device
+from vfioflow.events import Observer, emit
+from vfioflow.policy import Policy
+from vfioflow.precopy import Bandwidth, Decision, Move, Pending, Round, Verdict
+from vfioflow.states import Flags, State, quiesced
+from vfioflow.threads import in_thread
+from vfioflow.wire import messages
+from vfioflow.wire.connection import Control
+
+__all__ = ["Drive", "Lane", "Rounds", "ask_sizes", "source_seconds"]
+
+_IDLE = 0.05
+"""Seconds between two rounds when nothing moved."""
+
+_ROUND_SECONDS = 1.0
+"""About how long a round may take, so that decisions and limits are looked at in between."""
+
+
+class Lane:
+    """A source device, its stream on the wire, and where it stands."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.info = device.info
+        self.name = self.info.name
+        self.can_precopy = bool(self.info.flags & Flags.PRE_COPY)
+        self.out: OutLane | None = None
+        self.data_fd = -1
+        self.port: Port | None = None
+        self.marked = False
+        self.iterations = 0
+        self.precopy_bytes = 0
+        self.pending = Pending(self.name, self.can_precopy)
+
+    @property
+    def sent(self) -> int:
+        """Device bytes on the wire so far."""
+        return 0 if self.out is None else self.out.offset
+
+    @property
+    def stream(self) -> OutLane:
+        """The lane of a session whose channels are open."""
+        assert self.out is not None
+        return self.out
+
+    def adopt(self, data_fd: int) -> None:
+        """Own the data fd that a state change handed out; nothing for -1."""
+        if data_fd >= 0:
+            self.data_fd = data_fd
+            self.port = self.device.port(data_fd)
+
+    def pump(self, budget: int, *, precopy: bool) -> int:
+        """See :meth:`OutLane.pump`.  Blocking."""
+        assert self.port is not None
+        return self.stream.pump(self.port, budget, precopy=precopy)
+
+    def mark(self) -> None:
+        """Say once on the wire that the initial bytes are all sent.  Blocking."""
+        if not self.marked:
+            self.marked = True
+            self.stream.mark()
+
+    def close(self) -> None:
+        """Close the data fd; only when no pump runs."""
+        if self.port is not None:
+            self.port.close()
+            self.port = None
+
+
+class Drive(Protocol):
+    """Waits for calls that use the lanes, and ends them all when one fails."""
+
+    def __call__(self, futures: Sequence[asyncio.Future[Any]]) -> Awaitable[list[Any]]:
+        """The results, in order."""
+
+
+def ask_sizes(lanes: Sequence[Lane]) -> list[Pending]:
+    """The exact sizes, by MIG_DATA_SIZE.  Blocking."""
+    for lane in lanes:
+        old = lane.pending
+        size = lane.device.stop_copy_size()
+        lane.pending = Pending(old.name, old.can_precopy, old.initial, old.dirty, size)
+    return [lane.pending for lane in lanes]
+
+
+def source_seconds(lanes: Sequence[Lane]) -> float:
+    """What the source's two barriers are expected to take at the switchover."""
+    quiesce, stop = [], []
+    for lane in lanes:
+        flags, arcs = lane.info.flags, lane.info.arc_seconds
+        here = State.PRE_COPY if lane.can_precopy else State.RUNNING
+        quiet = quiesced(here) if flags & Flags.P2P else here
+        quiesce.append(Move(flags, arcs, here, quiet))
+        stop.append(Move(flags, arcs, quiet, State.STOP_COPY))
+    return precopy.slowest(quiesce) + precopy.slowest(stop)
+
+
+class Rounds:
+    """Iterates over the devices that can pre-copy until :func:`precopy.decide` says otherwise.
+
+    ``fixed_seconds`` is the part of the downtime that does not depend on how much is left.
+    ``iterations`` counts the rounds done.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        *,
+        policy: Policy,
+        control: Control,
+        drive: Drive,
+        bandwidth: Bandwidth,
+        fixed_seconds: float,
+        observer: Observer | None,
+    ) -> None:
+        self._lanes = lanes
+        self._copying = [lane for lane in lanes if lane.can_precopy]
+        self._policy = policy
+        self._control = control
+        self._drive = drive
+        self._bandwidth = bandwidth
+        self._fixed_seconds = fixed_seconds
+        self._observer = observer
+        self.iterations = 0
+
+    async def run(self) -> Decision:
+        """Rounds until it is time to switch over or to give up; returns that decision.
+
+        Raises whatever the devices, the wire or the peer fail with.
+        """
+        acknowledged = asyncio.create_task(self._await_ack())
+        begin = time.monotonic()
+        moved = 0
+        try:
+            while True:
+                if acknowledged.done():
+                    acknowledged.result()
+                decision = await self._survey(time.monotonic() - begin, acknowledged.done())
+                rate = self._bandwidth.value
+                emit(self._observer, events.Decided(self.iterations, moved, rate, decision))
+                if decision.verdict is not Verdict.ITERATE:
+                    return decision
+                moved = await self._round()
+                if moved == 0:
+                    await self._idle(acknowledged)
+        finally:
+            acknowledged.cancel()
+            await asyncio.wait([acknowledged])
+            for lane in self._lanes:
+                lane.precopy_bytes = lane.sent
+
+    async def _await_ack(self) -> None:
+        """SWITCHOVER_ACK; a set in which nobody can pre-copy needs none."""
+        if self._copying:
+            await self._control.expect(
+                messages.SwitchoverAck, timeout=None, what="its acknowledgement"
+            )
+            emit(self._observer, events.InitialLoaded())
+
+    async def _survey(self, elapsed: float, acknowledged: bool) -> Decision:
+        """Ask the devices what is left, mark where initial data ends, and decide."""
+        marked: list[str] = []
+
+        def survey() -> Decision:
+            for lane in self._copying:
+                info = lane.device.precopy_info(lane.data_fd)
+                lane.pending = Pending(lane.name, True, info.initial_bytes, info.dirty_bytes)
+                if info.initial_bytes == 0 and not lane.marked:
+                    lane.mark()
+                    marked.append(lane.name)
+            now = Round(
+                self.iterations,
+                elapsed,
+                tuple(lane.pending for lane in self._lanes),
+                self._bandwidth.value,
+                self._fixed_seconds,
+                acknowledged,
+            )
+            return precopy.decide(now, self._policy, lambda: ask_sizes(self._lanes))
+
+        decision: Decision
+        [decision] = await self._drive([in_thread(survey, name="survey")])
+        for name in marked:
+            emit(self._observer, events.InitialSent(name))
+        return decision
+
+    async def _round(self) -> int:
+        """Move of each device what it reported.  Returns the device bytes moved."""
+        before = [lane.sent for lane in self._copying]
+        begin = time.monotonic()
+        await self._drive(
+            [in_thread(self._copy, lane, name=f"{lane.name}-copy") for lane in self._copying]
+        )
+        seconds = time.monotonic() - begin
+        moved = [lane.sent - sent for lane, sent in zip(self._copying, before, strict=True)]
+        for lane, part in zip(self._copying, moved, strict=True):
+            lane.iterations += part > 0
+        self._bandwidth.add(sum(moved), seconds)
+        self.iterations += 1
+        return sum(moved)
+
+    def _copy(self, lane: Lane) -> None:
+        chunk = self._policy.chunk_size
+        most = max(16 * chunk, int(_ROUND_SECONDS * (self._bandwidth.value or 0)))
+        lane.pump(min(max(lane.pending.precopy, chunk), most), precopy=True)
+
+    async def _idle(self, acknowledged: asyncio.Task[None]) -> None:
+        """Nothing moved: wait a little, or until the peer has something to say."""
+        watched: set[asyncio.Future[None]] = {self._control.failure}
+        if not acknowledged.done():
+            watched.add(acknowledged)
+        await asyncio.wait(watched, timeout=_IDLE, return_when=asyncio.FIRST_COMPLETED)
+        if self._control.failure.done():
+            self._control.failure.result()
