@@ -1,9 +1,33 @@
-"""Settings that all tests share."""
+"""What all tests share."""
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 # No deadline: a busy machine must not fail a test. A failure prints how to reproduce itself.
 settings.register_profile("vfioflow", deadline=None, print_blob=True)
 settings.load_profile("vfioflow")
+
+
+def _open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # a count, of a special folder
+
+
+@pytest.fixture
+def nothing_left():
+    """Fails when the test leaves a descriptor or one of our threads behind."""
+    fds = _open_fds()
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("vfioflow-"):
+            thread.join(10)
+            assert not thread.is_alive(), f"{thread.name} still runs"
+    assert _open_fds() == fds

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from vfioflow._simfabric import FabricCore
 
 def live() -> dict[str, int]:
-    """How many devices are not closed, and how many sessions (a thread, a buffer, a pipe each) are open."""
+    """Devices not closed, and open sessions: a thread, a buffer and a pipe each."""
 
 def name_hash(name: str) -> int:
     """What stands for a name in streams and ledgers."""
@@ -45,7 +45,7 @@ class SimCore:
         """Connect the device to the others in `fabric`.  Raises ValueError."""
 
     def fresh(self) -> None:
-        """Make the state that of a device just made: its own content at version 0, an empty ledger."""
+        """The state of a device just made: its own content at version 0, an empty ledger."""
 
     @property
     def state(self) -> int:
@@ -69,7 +69,7 @@ class SimCore:
         """Let the fabric deliver."""
 
     def set_effective(self, state: int) -> None:
-        """The end of an arc: `state` holds from here on.  A drained stream reopens for STOP_COPY."""
+        """The end of an arc: `state` holds from now on; a drained stream reopens for STOP_COPY."""
 
     def open_save(self, state: int) -> int:
         """Open a saving session and enter `state`; the fd to read from, the caller's to close."""

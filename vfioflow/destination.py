@@ -26,7 +26,7 @@ from vfioflow.errors import (
 )
 from vfioflow.events import Observer, Phase, emit
 from vfioflow.hooks import Hooks, call
-from vfioflow.lanes import Inbound, drive
+from vfioflow.lanes import Inbound, drive, last_words
 from vfioflow.policy import MAX_CHANNELS, Policy
 from vfioflow.precopy import Move
 from vfioflow.report import DeviceReport, Report
@@ -227,6 +227,7 @@ class Destination:
             await asyncio.wait([listening])
         for lane in inbound.lanes:
             if not lane.ended:
+                await last_words(self._control.failure)
                 raise PeerLost(
                     f"device {lane.name}: the source ended the connection"
                     f" after {lane.offset} bytes, before the stream's end"

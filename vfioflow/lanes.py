@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
+import termios
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
@@ -15,7 +18,7 @@ from vfioflow.errors import PeerLost, RemoteError, StallError
 from vfioflow.policy import Policy
 from vfioflow.threads import settle
 
-__all__ = ["Inbound", "Outbound", "drive"]
+__all__ = ["Inbound", "Outbound", "drive", "last_words"]
 
 T = TypeVar("T")
 
@@ -59,6 +62,15 @@ class Outbound:
         if len(self.channels) <= lanes:
             return [self.channels[index % len(self.channels)]]
         return self.channels[index::lanes]
+
+    def unsent(self) -> int:
+        """Bytes that the peer has not yet acknowledged receiving (``SIOCOUTQ``)."""
+        count = array("i", [0])
+        total = 0
+        for sock in self._sockets:
+            fcntl.ioctl(sock, termios.TIOCOUTQ, count)
+            total += count[0]
+        return total
 
     def end(self) -> None:
         """Say on every channel that nothing more comes."""
@@ -158,7 +170,7 @@ async def drive(
             elif stall_timeout is not None and waiting and loop.time() - since > stall_timeout:
                 raise StallError(f"nothing has moved for {stall_timeout:.0f} s")
     except PeerLost:
-        await _last_words(failure)
+        await last_words(failure)
         raise
     finally:
         if waiting:
@@ -170,7 +182,7 @@ async def drive(
     return [future.result() for future in futures]
 
 
-async def _last_words(failure: asyncio.Future[None]) -> None:
+async def last_words(failure: asyncio.Future[None]) -> None:
     """Raise what the peer says about a broken connection, if it says it soon."""
     await asyncio.wait([failure], timeout=_LAST_WORDS)
     if failure.done() and isinstance(failure.exception(), RemoteError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from vfioflow import events, precopy
@@ -21,8 +21,8 @@ from vfioflow.wire.connection import Control
 
 __all__ = ["Drive", "Lane", "Rounds", "ask_sizes", "source_seconds"]
 
-_IDLE = 0.05
-"""Seconds between two rounds when nothing moved."""
+_SHORTEST = 0.05
+"""Seconds from the start of one round to the next at least; little to move is no reason to spin."""
 
 _ROUND_SECONDS = 1.0
 """About how long a round may take, so that decisions and limits are looked at in between."""
@@ -110,8 +110,8 @@ def source_seconds(lanes: Sequence[Lane]) -> float:
 class Rounds:
     """Iterates over the devices that can pre-copy until :func:`precopy.decide` says otherwise.
 
-    ``fixed_seconds`` is the part of the downtime that does not depend on how much is left.
-    ``iterations`` counts the rounds done.
+    ``fixed_seconds`` is the part of the downtime that does not depend on how much is left;
+    ``unsent`` tells how many bytes still wait in the sockets.  ``iterations`` counts the rounds.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class Rounds:
         policy: Policy,
         control: Control,
         drive: Drive,
+        unsent: Callable[[], int],
         bandwidth: Bandwidth,
         fixed_seconds: float,
         observer: Observer | None,
@@ -130,6 +131,7 @@ class Rounds:
         self._policy = policy
         self._control = control
         self._drive = drive
+        self._unsent = unsent
         self._bandwidth = bandwidth
         self._fixed_seconds = fixed_seconds
         self._observer = observer
@@ -152,9 +154,9 @@ class Rounds:
                 emit(self._observer, events.Decided(self.iterations, moved, rate, decision))
                 if decision.verdict is not Verdict.ITERATE:
                     return decision
+                started = time.monotonic()
                 moved = await self._round()
-                if moved == 0:
-                    await self._idle(acknowledged)
+                await self._pause(started + _SHORTEST - time.monotonic(), acknowledged)
         finally:
             acknowledged.cancel()
             await asyncio.wait([acknowledged])
@@ -207,7 +209,7 @@ class Rounds:
         moved = [lane.sent - sent for lane, sent in zip(self._copying, before, strict=True)]
         for lane, part in zip(self._copying, moved, strict=True):
             lane.iterations += part > 0
-        self._bandwidth.add(sum(moved), seconds)
+        self._bandwidth.add(sum(moved) - self._unsent(), seconds)
         self.iterations += 1
         return sum(moved)
 
@@ -216,11 +218,13 @@ class Rounds:
         most = max(16 * chunk, int(_ROUND_SECONDS * (self._bandwidth.value or 0)))
         lane.pump(min(max(lane.pending.precopy, chunk), most), precopy=True)
 
-    async def _idle(self, acknowledged: asyncio.Task[None]) -> None:
-        """Nothing moved: wait a little, or until the peer has something to say."""
+    async def _pause(self, seconds: float, acknowledged: asyncio.Task[None]) -> None:
+        """Wait, or until the peer has something to say."""
+        if seconds <= 0:
+            return
         watched: set[asyncio.Future[None]] = {self._control.failure}
         if not acknowledged.done():
             watched.add(acknowledged)
-        await asyncio.wait(watched, timeout=_IDLE, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(watched, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if self._control.failure.done():
             self._control.failure.result()

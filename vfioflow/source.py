@@ -241,7 +241,7 @@ class Source:
             if seconds >= _PROBE_SECONDS or size >= most:
                 break
             size *= 4
-        self._bandwidth.value = size / seconds
+        self._bandwidth.assume(size / seconds)
 
     # ---------------------------------------------------------------- pre-copy
 
@@ -254,6 +254,7 @@ class Source:
             policy=self._policy,
             control=self._peer,
             drive=self._drive,
+            unsent=self._wire.unsent,
             bandwidth=self._bandwidth,
             fixed_seconds=source_seconds(self._lanes) + self._load_seconds + 2 * self._round_trip,
             observer=self._observer,

@@ -581,7 +581,7 @@ cdef class Receiver:
         if status < 0:
             name = (<InLane> self.owners[fault.lane]).name if fault.lane >= 0 else ""
             raise_fault(&fault, name, "loading its state")
-        return True
+        return not self.cancel.flag
 
     cdef int run(self, int fd, Decompressor decompressor, fault_t *fault) noexcept nogil:
         cdef uint8_t header[HEADER_SIZE]

@@ -72,7 +72,7 @@ cdef long live_sessions = 0
 
 
 def live():
-    """How many devices are not closed, and how many sessions (a thread, a buffer, a pipe each) are open."""
+    """Devices not closed, and open sessions: a thread, a buffer and a pipe each."""
     return {"devices": live_devices, "sessions": live_sessions}
 
 
@@ -148,7 +148,7 @@ cdef class SimCore:
         self.fabric = fabric
 
     def fresh(self):
-        """Make the state that of a device just made: its own content at version 0, an empty ledger."""
+        """The state of a device just made: its own content at version 0, an empty ledger."""
         cdef Tile tile = self.home
         cdef uint64_t seed = tile.seed
         self.tile = tile
@@ -205,7 +205,7 @@ cdef class SimCore:
             member_tick(&self.c.member)
 
     def set_effective(self, int state):
-        """The end of an arc: ``state`` holds from here on.  A drained stream reopens for STOP_COPY."""
+        """The end of an arc: ``state`` holds from now on; a drained stream reopens for STOP_COPY."""
         cdef int status = 0
         with nogil:
             pthread_mutex_lock(&self.c.lock)

@@ -100,7 +100,7 @@ cdef uint64_t until_fault(core_t *core, int writing, int kind, uint64_t at, uint
 
 
 cdef uint64_t hang_at(core_t *core, int writing, uint64_t at, uint64_t size) noexcept nogil:
-    """With the lock held: how many bytes may move before a hang; 0 after hanging to the session's end."""
+    """With the lock held: how many bytes may move before a hang; 0 after one, which the stop ended."""
     cdef fault_t *fault = next_fault(core, writing, FAULT_HANG, at)
     if fault == NULL or fault.offset - at >= size:
         return size

@@ -72,6 +72,7 @@ cdef int start_pass(core_t *core) noexcept nogil:
 cdef bint pick_block(
     core_t *core, uint32_t *cursor, uint32_t end, uint8_t wanted, item_t *item
 ) noexcept nogil:
+    """The next block from ``cursor`` that needs ``wanted``; CLEAN: that needs anything."""
     cdef uint32_t i = cursor[0]
     cdef uint64_t record
     while i < end and (core.state.need[i] == CLEAN or (wanted != CLEAN and core.state.need[i] != wanted)):

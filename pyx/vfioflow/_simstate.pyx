@@ -212,7 +212,8 @@ cdef inline void touch(state_t *state, uint32_t index, bint saving) noexcept nog
 cdef void state_advance(state_t *state, uint64_t now, bint running, bint saving) noexcept nogil:
     """Dirty what the device has dirtied since the last call."""
     cdef uint64_t elapsed = now - state.dirtied_ns if now > state.dirtied_ns else 0
-    cdef uint64_t picks, i, _pick
+    cdef uint64_t picks
+    cdef uint32_t i
     state.dirtied_ns = now
     if not running or state.hot == 0 or state.dirty_rate <= 0:
         return
@@ -223,11 +224,12 @@ cdef void state_advance(state_t *state, uint64_t now, bint running, bint saving)
         # So long that every hot block was written: no need to draw each of the writes.
         state.credit = 0
         for i in range(state.hot):
-            touch(state, <uint32_t>i, saving)
+            touch(state, i, saving)
         return
     picks = <uint64_t>(state.credit / state.block)
     state.credit -= <double>(picks * state.block)
-    for _pick in range(picks):
+    while picks:
+        picks -= 1
         touch(state, <uint32_t>(next_random(&state.prng) % state.hot), saving)
 
 

@@ -70,9 +70,7 @@ cdef size_t bound(size_t size) noexcept nogil:
 cdef class Compressor:
     """A compression context of a fixed level, used again for each chunk.
 
-    Raises:
-        ValueError: the library refuses the level.
-        MemoryError: no memory for the context.
+    The library takes a level beyond its own range for the nearest.  Raises MemoryError.
     """
 
     def __cinit__(self, int level):
@@ -81,7 +79,7 @@ cdef class Compressor:
             raise MemoryError
         self.level = level
         if zstd.is_error(zstd.set_parameter(self.context, _LEVEL, level)):
-            raise ValueError(f"zstd has no level {level}")
+            raise ValueError(f"zstd does not take the level {level}")
 
     cdef ssize_t compress(self, void *to, size_t room, const void *data, size_t size) noexcept nogil:
         cdef size_t n = zstd.compress(self.context, to, room, data, size)

@@ -190,7 +190,7 @@ class Profile:
         if isinstance(values.get("flags"), list):
             values["flags"] = tuple(values["flags"])
         size = values.get("state_size")
-        if _integer(size) and size > 0:
+        if isinstance(size, int) and _integer(size) and size > 0:
             for key in ("initial_bytes", "dirty_set"):
                 share = getattr(self, key)
                 if key not in values and share > 0:

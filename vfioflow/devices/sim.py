@@ -11,11 +11,9 @@ import errno
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vfioflow import _sim
 from vfioflow._simfabric import FabricCore
@@ -24,6 +22,10 @@ from vfioflow.devices.base import DeviceInfo, PrecopyInfo
 from vfioflow.devices.profile import Fault, Profile, profile, profile_names
 from vfioflow.errors import ConfigError, DeviceError
 from vfioflow.states import ARCS, SAVING, State, opens_data_fd, path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
 
 __all__ = [
     "Fabric",

@@ -28,8 +28,7 @@ def parse_size(text: str) -> int:
         return int(number) * unit
     whole, fraction = number.split(".")
     scaled = int(whole + fraction) * unit
-    size: int
-    size, rest = divmod(scaled, 10 ** len(fraction))
+    size, rest = divmod(scaled, int("1" + "0" * len(fraction)))
     if rest:
         raise ConfigError(f"{text!r} is not a whole number of bytes")
     return size

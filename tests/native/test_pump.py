@@ -1,0 +1,520 @@
+"""Lanes and channels over real pipes and sockets."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import random
+import socket
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vfioflow import _frame
+from vfioflow._buffers import Pool
+from vfioflow._fdio import Cancel, Port
+from vfioflow._pump import (
+    BUDGET,
+    CANCELLED,
+    DRAINED,
+    END,
+    Channel,
+    InLane,
+    Limiter,
+    OutLane,
+    Receiver,
+)
+from vfioflow.errors import DeviceError, IntegrityError, PeerLost, ProtocolError
+
+CHUNK = 64 * 1024
+RAW, ZSTD, ZERO, MARK, END_FRAME, PAD = range(1, 7)
+
+
+class Wire:
+    """Both ends of some channels, and lanes from pipes to pipes over them."""
+
+    def __init__(self, stack, *, lanes=1, channels=1, chunk=CHUNK, digests=True, **options):
+        self.cancel = Cancel()
+        self.in_cancel = Cancel()
+        pairs = [socket.socketpair() for _ in range(channels)]
+        for near, far in pairs:
+            stack.callback(near.close)
+            stack.callback(far.close)
+        self.near = [near for near, _ in pairs]
+        self.far = [far for _, far in pairs]
+        self.pool = Pool(chunk, 2 * lanes + 1)
+        self.in_pool = Pool(chunk, 2 * channels)
+        self.channels = [Channel(near) for near in self.near]
+        self.limiter = Limiter()
+        self.out, self.feeds, self.out_ports = [], [], []
+        self.into, self.sinks, self.in_ports = [], [], []
+        self.signal = os.eventfd(0, os.EFD_NONBLOCK)
+        stack.callback(os.close, self.signal)
+        for index in range(lanes):
+            read, feed = os.pipe()
+            sink, write = os.pipe()
+            for fd in (read, sink):
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
+            self.feeds.append(os.fdopen(feed, "wb", buffering=0))
+            self.sinks.append(os.fdopen(sink, "rb", buffering=0))
+            self.out_ports.append(Port(read))
+            self.in_ports.append(Port(write))
+            share = self.channels[index::lanes] or [self.channels[index % channels]]
+            self.out.append(
+                OutLane(
+                    f"dev{index}",
+                    index,
+                    share,
+                    self.pool,
+                    self.cancel,
+                    self.limiter,
+                    digests=digests,
+                    **options,
+                )
+            )
+            self.into.append(InLane(f"dev{index}", self.in_ports[-1]))
+        self.receiver = Receiver(
+            self.into, self.in_pool, self.in_cancel, self.signal, digests=digests
+        )
+        for closable in (*self.feeds, *self.sinks, *self.out_ports, *self.in_ports):
+            stack.callback(closable.close)
+
+    def stop_receiving(self):
+        self.in_cancel.set()
+        for lane in self.into:
+            lane.wake()
+        for far in self.far:
+            with contextlib.suppress(OSError):
+                far.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def stack():
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+class Thread(threading.Thread):
+    """A thread whose result or exception `result` gives."""
+
+    def __init__(self, function, *args, **kwargs):
+        super().__init__(daemon=True)
+        self._call = (function, args, kwargs)
+        self.start()
+
+    def run(self):
+        function, args, kwargs = self._call
+        try:
+            self._value, self._error = function(*args, **kwargs), None
+        except BaseException as error:
+            self._error = error
+
+    def result(self):
+        self.join(30)
+        assert not self.is_alive(), "it hangs"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def feed(file, data):
+    def body():
+        file.write(data) if len(data) <= CHUNK else [
+            file.write(data[i : i + CHUNK]) for i in range(0, len(data), CHUNK)
+        ]
+        file.close()
+
+    return Thread(body)
+
+
+def drain(file):
+    def body():
+        hashed, size = hashlib.sha256(), 0
+        while data := file.read(1 << 20):
+            hashed.update(data)
+            size += len(data)
+        return size, hashed.hexdigest()
+
+    return Thread(body)
+
+
+def content(size, kind, seed):
+    rng = random.Random(seed)
+    if kind == "zeros":
+        return bytes(size)
+    if kind == "random":
+        return rng.randbytes(size)
+    text = b"".join(b"%08d device register block\0" % i for i in range(size // 31 + 1))
+    return text[:size]
+
+
+def move(wire, streams):
+    """Move whole streams over all lanes at once; what arrived, as (size, sha256) by lane."""
+    feeders = [feed(file, data) for file, data in zip(wire.feeds, streams, strict=True)]
+    drains = [drain(file) for file in wire.sinks]
+    receivers = [Thread(wire.receiver.receive, Channel(far)) for far in wire.far]
+
+    def send(lane, port):
+        assert lane.pump(port, 2**63, precopy=False) == END
+        lane.end()
+
+    senders = [
+        Thread(send, lane, port) for lane, port in zip(wire.out, wire.out_ports, strict=True)
+    ]
+    for thread in (*feeders, *senders):
+        thread.result()
+    for near in wire.near:
+        near.shutdown(socket.SHUT_WR)
+    assert [thread.result() for thread in receivers] == [True] * len(receivers)
+    for port in wire.in_ports:
+        port.close()
+    return [thread.result() for thread in drains]
+
+
+@pytest.mark.parametrize("kind", ["zeros", "random", "text"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"elide_zeros": True}, {"level": 1}, {"level": 3}],
+    ids=["raw", "auto", "zstd:1", "zstd:3"],
+)
+@pytest.mark.parametrize(("lanes", "channels"), [(1, 1), (1, 3), (3, 2), (2, 4)])
+def test_streams_arrive_byte_for_byte(stack, kind, options, lanes, channels):
+    wire = Wire(stack, lanes=lanes, channels=channels, **options)
+    streams = [content(700_001 + 1000 * i, kind, i) for i in range(lanes)]
+    arrived = move(wire, streams)
+    assert arrived == [(len(s), hashlib.sha256(s).hexdigest()) for s in streams]
+    for out, into, stream in zip(wire.out, wire.into, streams, strict=True):
+        assert into.ended
+        assert out.offset == into.offset == len(stream)
+        assert out.digest == into.digest == _frame.crc(stream)
+        assert out.frames == into.frames
+        assert out.wire_bytes == into.wire_bytes
+        if kind == "zeros" and options:
+            assert out.wire_bytes == 32 * out.frames
+        elif kind == "text" and "level" in options:
+            assert out.wire_bytes < len(stream) / 3
+        else:
+            assert out.wire_bytes == len(stream) + 32 * out.frames
+    assert wire.pool.in_use == wire.in_pool.in_use == 0
+
+
+def test_without_digests_nothing_is_computed(stack):
+    wire = Wire(stack, digests=False)
+    stream = content(300_000, "random", 1)
+    assert move(wire, [stream]) == [(len(stream), hashlib.sha256(stream).hexdigest())]
+    assert wire.out[0].digest == wire.into[0].digest == 0
+
+
+def test_an_empty_stream_still_ends(stack):
+    wire = Wire(stack)
+    assert move(wire, [b""]) == [(0, hashlib.sha256().hexdigest())]
+    assert wire.into[0].ended
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 5000), max_size=20),
+    chunk=st.sampled_from([4096, 5000, 65536]),
+    channels=st.integers(1, 3),
+)
+def test_any_segmentation_arrives(sizes, chunk, channels):
+    """However the device cuts its stream into reads, the bytes and their order are the same."""
+    with contextlib.ExitStack() as stack:
+        wire = Wire(stack, chunk=chunk, channels=channels)
+        pieces = [content(size, "random", i) for i, size in enumerate(sizes)]
+        receivers = [Thread(wire.receiver.receive, Channel(far)) for far in wire.far]
+        sink = drain(wire.sinks[0])
+        lane, port = wire.out[0], wire.out_ports[0]
+        for piece in pieces:
+            wire.feeds[0].write(piece)
+            assert lane.pump(port, len(piece), precopy=True) == BUDGET
+        wire.feeds[0].close()
+        assert lane.pump(port, 1, precopy=False) == END
+        lane.end()
+        for near in wire.near:
+            near.shutdown(socket.SHUT_WR)
+        for thread in receivers:
+            thread.result()
+        wire.in_ports[0].close()
+        whole = b"".join(pieces)
+        assert sink.result() == (len(whole), hashlib.sha256(whole).hexdigest())
+
+
+def test_zero_in_precopy_is_not_the_end(stack):
+    """Several drivers return 0 when drained in PRE_COPY; the same fd goes on later."""
+    wire = Wire(stack)
+    wire.feeds[0].close()
+    assert wire.out[0].pump(wire.out_ports[0], 2**63, precopy=True) == DRAINED
+    assert wire.out[0].pump(wire.out_ports[0], 2**63, precopy=False) == END
+
+
+def test_budget_is_kept(stack):
+    wire = Wire(stack)
+    wire.feeds[0].write(bytes(10_000))
+    assert wire.out[0].pump(wire.out_ports[0], 9_999, precopy=True) == BUDGET
+    assert wire.out[0].offset == 9_999
+
+
+def test_marks_come_through_and_are_signalled(stack):
+    wire = Wire(stack, channels=2)
+    receivers = [Thread(wire.receiver.receive, Channel(far)) for far in wire.far]
+    wire.feeds[0].write(b"initial")
+    wire.out[0].pump(wire.out_ports[0], 7, precopy=True)
+    wire.out[0].mark()
+    wire.feeds[0].write(b"dirty")
+    wire.out[0].pump(wire.out_ports[0], 5, precopy=True)
+    wire.out[0].end()
+    for near in wire.near:
+        near.shutdown(socket.SHUT_WR)
+    for thread in receivers:
+        assert thread.result() is True
+    assert wire.into[0].marks == 1
+    assert os.eventfd_read(wire.signal) == 2
+    assert wire.sinks[0].read(100) == b"initialdirty"
+
+
+def test_pad_is_counted_and_thrown_away(stack):
+    wire = Wire(stack)
+    receiver = Thread(wire.receiver.receive, Channel(wire.far[0]))
+    wire.channels[0].pad(3 * CHUNK + 5, wire.pool, wire.limiter, wire.cancel)
+    wire.out[0].end()
+    wire.near[0].shutdown(socket.SHUT_WR)
+    assert receiver.result() is True
+    assert wire.receiver.pad_bytes == 3 * CHUNK + 5
+    assert wire.into[0].offset == 0
+
+
+def test_limiter_holds_back_and_can_be_cancelled(stack):
+    """At a byte a second the first chunk uses up years; the pump waits before it sends it."""
+    wire = Wire(stack)
+    wire.limiter.rate = 1
+    wire.feeds[0].write(bytes(100))
+    pump = Thread(wire.out[0].pump, wire.out_ports[0], 100, precopy=True)
+    wire.cancel.set()
+    assert pump.result() == CANCELLED
+    assert wire.channels[0].wire_bytes == 0
+    assert wire.out[0].offset == 0
+
+
+def test_limiter_can_be_lifted(stack):
+    wire = Wire(stack)
+    wire.limiter.rate = 10**12
+    wire.limiter.rate = 0
+    assert wire.limiter.rate == 0
+    stream = content(500_000, "random", 3)
+    assert move(wire, [stream])[0][0] == len(stream)
+
+
+# ---------------------------------------------------------------- cancelling
+
+
+def test_cancel_ends_a_pump_that_waits_for_the_device(stack):
+    wire = Wire(stack)
+    pump = Thread(wire.out[0].pump, wire.out_ports[0], 100, precopy=False)
+    wire.cancel.set()
+    assert pump.result() == CANCELLED
+    assert wire.pool.in_use == 0
+
+
+def test_shutdown_ends_a_pump_that_waits_for_the_wire(stack):
+    wire = Wire(stack)
+    feeder = feed(wire.feeds[0], bytes(8 << 20))
+    pump = Thread(wire.out[0].pump, wire.out_ports[0], 2**63, precopy=False)
+    wire.cancel.set()
+    wire.near[0].shutdown(socket.SHUT_RDWR)
+    assert pump.result() == CANCELLED
+    wire.out_ports[0].close()
+    with pytest.raises(BrokenPipeError):
+        feeder.result()
+
+
+def test_hold_ends_a_pump_at_a_chunk_and_lets_it_go_on(stack):
+    wire = Wire(stack)
+    wire.out[0].hold()
+    wire.feeds[0].write(b"x" * 10)
+    assert wire.out[0].pump(wire.out_ports[0], 10, precopy=True) == CANCELLED
+    wire.out[0].hold(False)
+    assert wire.out[0].pump(wire.out_ports[0], 10, precopy=True) == BUDGET
+
+
+def test_cancel_ends_a_receiver_that_waits_for_its_turn(stack):
+    wire = Wire(stack, channels=2)
+    wire.near[0].sendall(_frame.pack(RAW, 0, 4, 100, 4, 0) + b"late")
+    receiver = Thread(wire.receiver.receive, Channel(wire.far[0]))
+    wire.stop_receiving()
+    assert receiver.result() is False
+    assert wire.in_pool.in_use == 0
+
+
+def test_cancel_ends_a_receiver_whose_device_takes_nothing(stack):
+    wire = Wire(stack)
+    feeder = feed(wire.feeds[0], bytes(4 << 20))
+    sender = Thread(wire.out[0].pump, wire.out_ports[0], 2**63, precopy=False)
+    receiver = Thread(wire.receiver.receive, Channel(wire.far[0]))
+    while wire.into[0].offset < 512 * 1024:  # until the sink's pipe is about full
+        assert receiver.is_alive()
+    wire.cancel.set()
+    wire.stop_receiving()
+    wire.near[0].shutdown(socket.SHUT_RDWR)
+    assert receiver.result() is False
+    assert sender.result() == CANCELLED
+    wire.out_ports[0].close()
+    with contextlib.suppress(BrokenPipeError):
+        feeder.result()
+
+
+# ------------------------------------------------------- what goes wrong
+
+
+def fails(wire, *frames, kind, match):
+    receiver = Thread(wire.receiver.receive, Channel(wire.far[0]))
+    for frame in frames:
+        wire.near[0].sendall(frame)
+    wire.near[0].shutdown(socket.SHUT_WR)
+    with pytest.raises(kind, match=match):
+        receiver.result()
+    assert wire.in_pool.in_use == 0
+
+
+def test_a_wrong_digest_never_reaches_the_device(stack):
+    wire = Wire(stack)
+    good = b"good data"
+    frames = [
+        _frame.pack(RAW, 0, len(good), 0, len(good), _frame.crc(good)) + good,
+        _frame.pack(RAW, 0, 4, len(good), 4, 1) + b"evil",
+    ]
+    fails(wire, *frames, kind=IntegrityError, match="device dev0 at byte 9 .*digest")
+    wire.in_ports[0].close()
+    assert wire.sinks[0].read(100) == good
+
+
+def test_the_end_checks_length_and_digest(stack):
+    data = b"all of it"
+    body = _frame.pack(RAW, 0, 9, 0, 9, _frame.crc(data)) + data
+    fails(
+        Wire(stack),
+        body,
+        _frame.pack(END_FRAME, 0, 0, 9, 0, 7),
+        kind=IntegrityError,
+        match="dev0 at byte 9",
+    )
+    fails(
+        Wire(stack),
+        body,
+        _frame.pack(END_FRAME, 0, 0, 8, 0, _frame.crc(data)),
+        kind=ProtocolError,
+        match="dev0 at byte 8",
+    )
+
+
+@pytest.mark.parametrize(
+    ("frames", "kind", "match"),
+    [
+        ([b"GET / HTTP/1.1\r\nHost: somewhere.example\r\n\r\n"], IntegrityError, "header"),
+        ([bytes(32)], IntegrityError, "header"),
+        ([_frame.pack(0, 0, 0, 0, 0, 0)], ProtocolError, "does not allow"),
+        ([_frame.pack(RAW, 9, 4, 0, 4, 0) + b"lost"], ProtocolError, "does not allow"),
+        ([_frame.pack(RAW, 0, CHUNK + 1, 0, CHUNK + 1, 0)], ProtocolError, "does not allow"),
+        ([_frame.pack(ZSTD, 0, 8, 0, 8, 0) + b"not zstd"], IntegrityError, "unpack"),
+        ([_frame.pack(RAW, 0, 4, 0, 4, 0) + b"ab"], PeerLost, "middle of a stream"),
+        ([_frame.pack(RAW, 0, 4, 0, 4, 0)[:20]], PeerLost, "middle of a stream"),
+        ([_frame.pack(RAW, 0, 4, 0, 4, 0)], PeerLost, "middle of a stream"),
+    ],
+    ids=[
+        "http",
+        "zeros",
+        "kind 0",
+        "unknown lane",
+        "too long",
+        "not zstd",
+        "cut payload",
+        "cut header",
+        "no payload",
+    ],
+)
+def test_garbage_is_a_typed_error(stack, frames, kind, match):
+    fails(Wire(stack), *frames, kind=kind, match=match)
+
+
+def test_data_after_the_end_is_refused(stack):
+    fails(
+        Wire(stack, digests=False),
+        _frame.pack(END_FRAME, 0, 0, 0, 0, 0),
+        _frame.pack(RAW, 0, 4, 0, 4, 0) + b"more",
+        kind=ProtocolError,
+        match="dev0 at byte 0",
+    )
+
+
+def test_a_repeated_frame_is_refused(stack):
+    frame = _frame.pack(RAW, 0, 4, 0, 4, 0) + b"data"
+    fails(Wire(stack, digests=False), frame, frame, kind=ProtocolError, match="dev0 at byte 0")
+
+
+def test_a_bomb_is_refused_without_memory(stack):
+    """A zstd frame that claims one length and unpacks to another."""
+    import zstandard
+
+    bomb = zstandard.compress(bytes(CHUNK))
+    frame = _frame.pack(ZSTD, 0, len(bomb), 0, 100, 0) + bomb
+    fails(Wire(stack, digests=False), frame, kind=IntegrityError, match="dev0 .*unpack")
+
+
+def test_a_clean_close_before_the_end_is_no_end(stack):
+    wire = Wire(stack)
+    receiver = Thread(wire.receiver.receive, Channel(wire.far[0]))
+    wire.near[0].close()
+    assert receiver.result() is True
+    assert not wire.into[0].ended
+
+
+def test_a_device_that_fails_to_read_is_named(stack):
+    wire = Wire(stack)
+    directory = os.open("/", os.O_RDONLY)
+    port = Port(directory)
+    stack.callback(port.close)
+    with pytest.raises(DeviceError, match="dev0: reading its state at byte 0") as caught:
+        wire.out[0].pump(port, 100, precopy=True)
+    assert caught.value.errno == errno.EISDIR
+    assert isinstance(caught.value, OSError)
+    assert wire.pool.in_use == 0
+
+
+def test_a_device_that_fails_to_write_is_named(stack):
+    wire = Wire(stack, digests=False)
+    wire.sinks[0].close()
+    fails(
+        wire,
+        _frame.pack(RAW, 0, 4, 0, 4, 0) + b"data",
+        kind=DeviceError,
+        match="dev0: loading its state at byte 0 .*EPIPE",
+    )
+
+
+def test_a_peer_that_went_away_is_lost(stack):
+    wire = Wire(stack)
+    wire.far[0].close()
+    wire.feeds[0].write(b"data")
+    with pytest.raises(PeerLost, match="data connection failed: Broken pipe"):
+        wire.out[0].pump(wire.out_ports[0], 4, precopy=True)
+
+
+def test_a_pool_without_buffers_is_a_memory_error(stack):
+    wire = Wire(stack)
+    lane = OutLane(
+        "dev", 0, wire.channels, Pool(CHUNK, 1), wire.cancel, wire.limiter, digests=False, level=1
+    )
+    with pytest.raises(MemoryError, match="dev"):
+        lane.pump(wire.out_ports[0], 10, precopy=True)
+
+
+def test_misuse_is_an_error():
+    with pytest.raises(ValueError, match="capacity"):
+        Pool(4096, 0)
+    with pytest.raises(ValueError, match="needs a channel"):
+        OutLane("dev", 0, [], Pool(4096, 1), Cancel(), Limiter(), digests=True)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        Port(-1)

@@ -1,0 +1,138 @@
+"""Control messages, preambles and addresses."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vfioflow.errors import ConfigError, ProtocolError
+from vfioflow.wire import messages
+from vfioflow.wire.address import Address, bind
+from vfioflow.wire.connection import Preamble, Role
+
+text = st.text(max_size=20)
+size = st.integers(0, 2**63 - 1)
+devices = st.builds(
+    messages.OfferedDevice,
+    name=text,
+    driver=text,
+    profile=text,
+    flags=st.integers(0, 7),
+    size=st.none() | size,
+)
+some_message = st.one_of(
+    st.builds(messages.Hello, version=st.integers(0, 99), software=text, session=text),
+    st.builds(
+        messages.Offer,
+        devices=st.lists(devices, max_size=3),
+        channels=st.integers(0, 64),
+        chunk_size=size,
+        digests=st.booleans(),
+    ),
+    st.builds(messages.Accept, token=st.binary(max_size=16), load_seconds=st.floats(0, 100)),
+    st.builds(messages.Refuse, reasons=st.dictionaries(text, text, max_size=3)),
+    st.just(messages.Ready()),
+    st.builds(messages.Probe, size=size),
+    st.just(messages.ProbeDone()),
+    st.just(messages.SwitchoverAck()),
+    st.just(messages.Switchover()),
+    st.builds(
+        messages.Loaded,
+        devices=st.lists(
+            st.builds(messages.LoadedDevice, name=text, size=size, digest=st.integers(0, 2**32 - 1))
+        ),
+        validate_seconds=st.floats(0, 9),
+        ready_seconds=st.floats(0, 9),
+    ),
+    st.just(messages.Commit()),
+    st.builds(
+        messages.Running, resume_seconds=st.floats(0, 9), start_vcpus_seconds=st.floats(0, 9)
+    ),
+    st.builds(messages.Failed, reason=text, cancelled=st.booleans()),
+)
+
+
+@given(some_message)
+def test_every_message_survives_the_wire(message):
+    assert messages.decode(messages.encode(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_anything_else_is_a_decode_error(data):
+    try:
+        message = messages.decode(data)
+    except msgspec.DecodeError:
+        return
+    assert messages.decode(messages.encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        msgspec.msgpack.encode({"type": "commit", "extra": 1}),
+        msgspec.msgpack.encode({"type": "no-such"}),
+        msgspec.msgpack.encode({"type": "probe"}),
+        msgspec.msgpack.encode({"type": "probe", "size": "much"}),
+        msgspec.msgpack.encode(["commit"]),
+    ],
+)
+def test_wrong_messages_are_refused(data):
+    with pytest.raises(msgspec.DecodeError):
+        messages.decode(data)
+
+
+@given(st.sampled_from(Role), st.integers(0, 2**32 - 1), st.binary(min_size=16, max_size=16))
+def test_preamble_round_trip(role, channel, token):
+    preamble = Preamble(role, channel, token)
+    data = preamble.pack()
+    assert len(data) == 32
+    assert data[:8] == b"VFIOFLOW"
+    assert Preamble.unpack(data) == preamble
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: example\r\n\r\n"[:32], "wrong magic"),
+        (bytes(32), "wrong magic"),
+        (b"VFIOFLOW" + b"\x63\x00\x01" + bytes(21), "speaks version 99"),
+        (b"VFIOFLOW" + b"\x01\x00\x00" + bytes(21), "unknown purpose"),
+        (b"VFIOFLOW" + b"\x01\x00\x07" + bytes(21), "unknown purpose"),
+    ],
+)
+def test_other_preambles_are_named(data, what):
+    with pytest.raises(ProtocolError, match=what):
+        Preamble.unpack(data)
+
+
+@pytest.mark.parametrize(
+    ("given_text", "host", "port"),
+    [
+        ("tcp://127.0.0.1:4747", "127.0.0.1", 4747),
+        ("tcp://host.example:0", "host.example", 0),
+        ("tcp://[::1]:99", "::1", 99),
+    ],
+)
+def test_addresses(given_text, host, port):
+    address = Address.parse(given_text)
+    assert (address.host, address.port) == (host, port)
+    assert str(address) == given_text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "host:1", "tcp://host", "tcp://:1", "udp://host:1", "tcp://host:99999", "tcp://host:x"],
+)
+def test_wrong_addresses_are_config_errors(wrong):
+    with pytest.raises(ConfigError, match="is not an address"):
+        Address.parse(wrong)
+
+
+def test_binding_says_what_is_wrong():
+    with bind("tcp://127.0.0.1:0") as first:
+        taken = str(Address.of(first))
+        with pytest.raises(ConfigError, match=f"cannot listen on {taken}: Address already in use"):
+            bind(taken)
+    for wrong in ("fd://x", "fd://9999"):
+        with pytest.raises(ConfigError, match="not an inherited socket"):
+            bind(wrong)
