@@ -1,32 +1,63 @@
 """Builds the Cython extensions in ``pyx/vfioflow`` into the package ``vfioflow``.
 
 ``VFIOFLOW_DEBUG=1`` builds without optimisation and with the extensions' own checks.
+``VFIOFLOW_WERROR=1`` compiles everything anew and fails on any warning of the C compiler,
+and on any warning or performance hint of Cython.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 DEBUG = os.environ.get("VFIOFLOW_DEBUG") == "1"
-CFLAGS = ["-O0", "-g"] if DEBUG else ["-O2"]
+WERROR = os.environ.get("VFIOFLOW_WERROR") == "1"
 
-setup(
-    ext_modules=cythonize(
+CFLAGS = ["-O0", "-g"] if DEBUG else ["-O2"]
+# Every function of the C API gets arguments that it need not use.
+CFLAGS += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
+if WERROR:
+    CFLAGS += ["-Werror"]
+
+
+class BuildPy(build_py):
+    """Ships, as ``vfioflow/include``, what an outside ``.pyx`` needs to cimport the extensions."""
+
+    def run(self) -> None:
+        """Copy ``pyx/vfioflow/*.pxd`` to ``include/vfioflow`` and ``pyx/lib`` to ``include``."""
+        super().run()
+        if self.editable_mode:  # vfioflow.get_include() then points to pyx/ itself
+            return
+        include = Path(self.build_lib, "vfioflow", "include")
+        for folder, target in (("pyx/lib", include), ("pyx/vfioflow", include / "vfioflow")):
+            self.mkpath(str(target))
+            for source in sorted([*Path(folder).glob("*.pxd"), *Path(folder).glob("*.h")]):
+                self.copy_file(str(source), str(target / source.name))
+
+
+def extensions() -> list[Extension]:
+    """One extension per ``.pyx``, translated to C."""
+    return cythonize(
         [
             Extension(
                 f"vfioflow.{source.stem}",
                 [str(source)],
                 include_dirs=["pyx/lib"],
-                extra_compile_args=[*CFLAGS, "-Wall", "-Wextra", "-Wno-unused-parameter"],
+                depends=[str(header) for header in Path("pyx/lib").glob("*.h")],
+                extra_compile_args=CFLAGS,
             )
             for source in sorted(Path("pyx/vfioflow").glob("*.pyx"))
         ],
         include_path=["pyx", "pyx/lib"],
-        build_dir="build/cython",
+        build_dir="build/werror" if WERROR else "build/cython",
+        force=WERROR,
         compiler_directives={
             "language_level": 3,
             "boundscheck": False,
@@ -34,5 +65,21 @@ setup(
             "cdivision": True,
             "embedsignature": True,
         },
-    ),
+    )
+
+
+def extensions_without_a_warning() -> list[Extension]:
+    """The same, unless Cython has anything to say: it has no switch for performance hints."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        result = extensions()
+    sys.stderr.write(said.getvalue())
+    if "warning:" in said.getvalue() or "performance hint:" in said.getvalue():
+        sys.exit("Cython's warnings and performance hints count as errors here")
+    return result
+
+
+setup(
+    cmdclass={"build_py": BuildPy},
+    ext_modules=extensions_without_a_warning() if WERROR else extensions(),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )

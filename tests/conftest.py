@@ -8,8 +8,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# No deadline: a busy machine must not fail a test. A failure prints how to reproduce itself.
+settings.register_profile("vfioflow", deadline=None, print_blob=True)
+settings.load_profile("vfioflow")
 
 
 def _open_fds() -> set[str]:

@@ -8,6 +8,8 @@ The two calls that most users need::
         report = await listener.receive()
 """
 
+from pathlib import Path
+
 from vfioflow.devices.base import Device, DeviceInfo, PrecopyInfo
 from vfioflow.devices.sim import Fabric, Fault, SimDevice
 from vfioflow.errors import (
@@ -60,6 +62,20 @@ __all__ = [
     "StallError",
     "State",
     "VfioflowError",
+    "get_include",
     "listen",
     "migrate",
 ]
+
+
+def get_include() -> list[str]:
+    """The folders with which an outside ``.pyx`` can ``cimport vfioflow._fdio``.
+
+    Give them to Cython as ``include_path`` and to the C compiler as ``include_dirs``.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / "include"
+    if installed.is_dir():
+        return [str(installed)]
+    sources = package.parent / "pyx"  # an editable install
+    return [str(sources), str(sources / "lib")]

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno as _errno
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vfioflow.states import State
 
 __all__ = [

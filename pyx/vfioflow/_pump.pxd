@@ -75,7 +75,9 @@ cdef class OutLane:
     cdef Limiter limiter
     cdef Compressor compressor
     cdef int run(self, port_t *port, uint64_t budget, bint precopy, fault_t *fault) noexcept nogil
-    cdef ssize_t fill(self, port_t *port, uint8_t *buffer, size_t want, bint precopy, int *status) noexcept nogil
+    cdef ssize_t fill(
+        self, port_t *port, uint8_t *buffer, size_t want, bint precopy, int *status
+    ) noexcept nogil
     cdef int send_data(self, const uint8_t *data, size_t size, uint8_t *packed, fault_t *fault) noexcept nogil
     cdef int send(self, frame_t *frame, const void *payload) noexcept nogil
 

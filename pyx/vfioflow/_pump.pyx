@@ -391,7 +391,9 @@ cdef class OutLane:
         self.pool.give(buffer)
         return outcome
 
-    cdef ssize_t fill(self, port_t *port, uint8_t *buffer, size_t want, bint precopy, int *status) noexcept nogil:
+    cdef ssize_t fill(
+        self, port_t *port, uint8_t *buffer, size_t want, bint precopy, int *status
+    ) noexcept nogil:
         """Read until a frame is worth sending.  The bytes read; status: 0, DRAINED, END or -errno."""
         cdef size_t have = 0
         cdef ssize_t n
@@ -422,7 +424,9 @@ cdef class OutLane:
                 break
         return have
 
-    cdef int send_data(self, const uint8_t *data, size_t size, uint8_t *packed, fault_t *fault) noexcept nogil:
+    cdef int send_data(
+        self, const uint8_t *data, size_t size, uint8_t *packed, fault_t *fault
+    ) noexcept nogil:
         """Send ``size`` device bytes as one frame, in the form that suits them.  0 or -errno."""
         cdef frame_t frame
         cdef const uint8_t *payload = data
@@ -541,7 +545,9 @@ cdef class Receiver:
         digests: whether to check the running CRC32C of each frame.
     """
 
-    def __cinit__(self, list lanes, Pool pool not None, Cancel cancel not None, int signal_fd, *, bint digests):
+    def __cinit__(
+        self, list lanes, Pool pool not None, Cancel cancel not None, int signal_fd, *, bint digests
+    ):
         self.owners = list(lanes)
         self.lanes = <in_lane_t **> calloc(max(len(lanes), 1), sizeof(in_lane_t *))
         if self.lanes == NULL:

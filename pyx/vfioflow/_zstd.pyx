@@ -12,7 +12,10 @@ from dlfcn cimport RTLD_LAZY, RTLD_LOCAL, dlerror, dlopen, dlsym
 
 _NEEDED = (1, 5, 0)
 _LEVEL = 100        # ZSTD_c_compressionLevel
-_HELP = "vfioflow needs the library inside the zstandard package: pip install --only-binary zstandard zstandard"
+_HELP = (
+    "vfioflow needs the library inside the zstandard package: "
+    "pip install --only-binary zstandard zstandard"
+)
 
 
 cdef void *_symbol(void *handle, name) except NULL:
@@ -40,7 +43,9 @@ cdef int _load() except -1:
     zstd.is_error = <unsigned (*)(size_t) noexcept nogil> _symbol(handle, "ZSTD_isError")
     zstd.create_compressor = <void *(*)() noexcept nogil> _symbol(handle, "ZSTD_createCCtx")
     zstd.free_compressor = <size_t (*)(void *) noexcept nogil> _symbol(handle, "ZSTD_freeCCtx")
-    zstd.set_parameter = <size_t (*)(void *, int, int) noexcept nogil> _symbol(handle, "ZSTD_CCtx_setParameter")
+    zstd.set_parameter = <size_t (*)(void *, int, int) noexcept nogil> _symbol(
+        handle, "ZSTD_CCtx_setParameter"
+    )
     zstd.compress = <size_t (*)(void *, void *, size_t, const void *, size_t) noexcept nogil> _symbol(
         handle, "ZSTD_compress2")
     zstd.create_decompressor = <void *(*)() noexcept nogil> _symbol(handle, "ZSTD_createDCtx")

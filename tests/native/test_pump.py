@@ -452,9 +452,7 @@ def test_data_after_the_end_is_refused(stack):
 
 def test_a_repeated_frame_is_refused(stack):
     frame = _frame.pack(RAW, 0, 4, 0, 4, 0) + b"data"
-    fails(
-        Wire(stack, digests=False), frame, frame, kind=ProtocolError, match="dev0 at byte 0"
-    )
+    fails(Wire(stack, digests=False), frame, frame, kind=ProtocolError, match="dev0 at byte 0")
 
 
 def test_a_bomb_is_refused_without_memory(stack):

@@ -71,7 +71,7 @@ def test_a_change_that_does_not_return_is_named():
     stuck = FakeDevice("stuck", gate=gate)
 
     async def body():
-        with pytest.raises(DeviceError, match="stuck: RUNNING -> STOP: ETIMEDOUT.*not back after"):
+        with pytest.raises(DeviceError, match=r"stuck: RUNNING -> STOP: ETIMEDOUT.*not back after"):
             await barrier.cross("stop", [(stuck, State.STOP)], timeout=0.01)
 
     try:
@@ -167,7 +167,10 @@ def test_a_device_that_cannot_even_be_reset_is_reported():
 
 
 def test_reset_all_resets_each():
-    devices = [at(FakeDevice("a"), State.RESUMING), at(FakeDevice("b", fail_reset=True), State.STOP)]
+    devices = [
+        at(FakeDevice("a"), State.RESUMING),
+        at(FakeDevice("b", fail_reset=True), State.STOP),
+    ]
     trouble = asyncio.run(barrier.reset_all(devices, timeout=10))
     assert devices[0].resets == 1
     assert list(trouble) == ["b"]

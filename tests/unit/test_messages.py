@@ -45,7 +45,9 @@ some_message = st.one_of(
         ready_seconds=st.floats(0, 9),
     ),
     st.just(messages.Commit()),
-    st.builds(messages.Running, resume_seconds=st.floats(0, 9), start_vcpus_seconds=st.floats(0, 9)),
+    st.builds(
+        messages.Running, resume_seconds=st.floats(0, 9), start_vcpus_seconds=st.floats(0, 9)
+    ),
     st.builds(messages.Failed, reason=text, cancelled=st.booleans()),
 )
 

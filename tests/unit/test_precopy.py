@@ -1,5 +1,7 @@
 """When to iterate and when to switch over."""
 
+from typing import ClassVar
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,9 @@ MB = 1_000_000
 ALL = FLAG_SETS[3]
 
 
-def a_round(*pending, bandwidth=1000 * MB, fixed=0.125, iteration=5, elapsed=1.0, acknowledged=True):
+def a_round(
+    *pending, bandwidth=1000 * MB, fixed=0.125, iteration=5, elapsed=1.0, acknowledged=True
+):
     return Round(iteration, elapsed, pending, bandwidth, fixed, acknowledged)
 
 
@@ -173,7 +177,11 @@ class TestBandwidth:
 
 
 class TestExpectedTimes:
-    arcs = {"PRE_COPY->PRE_COPY_P2P": 0.25, "PRE_COPY_P2P->STOP_COPY": 0.5, "STOP->RUNNING": 9.0}
+    arcs: ClassVar = {
+        "PRE_COPY->PRE_COPY_P2P": 0.25,
+        "PRE_COPY_P2P->STOP_COPY": 0.5,
+        "STOP->RUNNING": 9.0,
+    }
 
     def test_composed_changes_add_up(self):
         assert Move(ALL, self.arcs, State.PRE_COPY, State.STOP_COPY).seconds == 0.75

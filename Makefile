@@ -1,0 +1,59 @@
+# Targets for people; `make help` lists them.  Everything is installed into .venv/, nothing outside it,
+# save the Debian packages that a virtual environment itself needs (tools/system-packages).
+
+PYTHON ?= python3
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PIP   := $(BIN)/pip --disable-pip-version-check
+
+# $(call quietly,what is being done,command): one line, and the output only if the command fails
+quietly = @echo "$(1)"; log=$$(mktemp); \
+	{ $(2); } >$$log 2>&1 || { cat $$log; rm -f $$log; echo "failed: $(1)" >&2; exit 1; }; \
+	rm -f $$log
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(STAMP)-runtime  ## migrate simulated devices between two local processes and show the report
+	@$(BIN)/vfioflow demo
+
+test: $(STAMP)-test $(STAMP)-runtime  ## run the tests
+	@$(BIN)/python -m pytest tests
+
+lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extensions compile without a warning
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@PATH="$(abspath $(BIN)):$$PATH" cython-lint pyx  # it looks for pycodestyle there
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; echo "Compiling with warnings as errors"; \
+	VFIOFLOW_WERROR=1 $(BIN)/python setup.py --quiet build_ext --build-lib "$$tmp/lib" --build-temp "$$tmp/temp"
+
+bench: $(STAMP)-bench $(STAMP)-runtime  ## run the benchmarks, then the comparisons with other programs
+	@$(BIN)/python -m pytest bench --benchmark-only
+	@if [ -e bench/compare.py ]; then $(BIN)/python bench/compare.py; fi
+
+clean:  ## remove the virtual environment and everything that was built
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	@find vfioflow -name '*.so' -delete
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP)-venv: tools/system-packages
+	@tools/system-packages $(PYTHON)
+	$(call quietly,Creating $(VENV),$(PYTHON) -m venv --clear $(VENV) && $(PIP) install --upgrade 'pip>=25.1')
+	@touch $@
+
+$(STAMP)-build $(STAMP)-test $(STAMP)-bench $(STAMP)-lint: $(STAMP)-%: $(STAMP)-venv pyproject.toml
+	$(call quietly,Installing the tools to $*,$(PIP) install --group $*)
+	@touch $@
+
+# Not isolated, so that a rebuild takes seconds; all over again where setup.py itself changed.
+$(STAMP)-runtime: $(STAMP)-build setup.py $(shell find pyx -type f)
+	$(if $(filter setup.py,$?),@rm -rf build)
+	$(call quietly,Compiling and installing vfioflow,$(PIP) install --no-build-isolation --editable .)
+	@touch $@
