@@ -1,5 +1,5 @@
 # Targets for people; `make help` lists them.  Everything is installed into .venv/, nothing outside it,
-# save the Debian packages that a virtual environment itself needs (tools/system-packages).
+# save the Debian packages that a virtual environment itself needs (.ci/system-packages).
 
 PYTHON ?= python3
 
@@ -43,8 +43,8 @@ clean:  ## remove the virtual environment and everything that was built
 	@find vfioflow -name '*.so' -delete
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP)-venv: tools/system-packages
-	@tools/system-packages $(PYTHON)
+$(STAMP)-venv: .ci/system-packages
+	@.ci/system-packages $(PYTHON)
 	$(call quietly,Creating $(VENV),$(PYTHON) -m venv --clear $(VENV) && $(PIP) install --upgrade 'pip>=25.1')
 	@touch $@
 

@@ -19,7 +19,9 @@ settings.load_profile("vfioflow")
 
 def _open_fds() -> set[str]:
     gc.collect()
-    return {fd.name for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}
+    return {
+        f"{fd.name} {fd.readlink()}" for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()
+    }
 
 
 @pytest.fixture

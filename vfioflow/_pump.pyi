@@ -115,11 +115,12 @@ class InLane:
         """How many times all initial bytes have been loaded."""
 
     @property
+    def busy(self) -> bool:
+        """Whether a frame is going to the device now."""
+
+    @property
     def ended(self) -> bool:
         """Whether the stream came to its end with the right length and digest."""
-
-    def wake(self) -> None:
-        """Let channels that wait for their turn look at the cancel switch again."""
 
 class Receiver:
     """The destination's ends of all streams of a session."""

@@ -219,7 +219,7 @@ def _fall_back(device: Device, target: State) -> str:
     try:
         device.set_state(target)
     except (VfioflowError, OSError) as error:
-        log.warning("%s; resetting the device", error)
+        log.warning("%s; resetting the device", str(error))
         device.reset()
         return f"reset after: {error}"
     return ""

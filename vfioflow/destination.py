@@ -99,8 +99,8 @@ class Destination:
             await self._admit(offer)
             await self._open_channels(offer)
             await self._load()
-            await self._validate()
-            await finish(self._take_over())
+            loaded = await self._validate()
+            await finish(self._hand_over(loaded))
         except BaseException as error:
             if self._committed:
                 raise
@@ -217,7 +217,8 @@ class Destination:
                 stop=inbound.stop,
                 failure=self._control.failure,
                 moved=lambda: sum(lane.offset for lane in inbound.lanes),
-                stall_timeout=None,
+                busy=lambda: [lane.name for lane in inbound.lanes if lane.busy],
+                stall_timeout=self._policy.stall_timeout,
                 tick=self._progress,
             )
         finally:
@@ -269,29 +270,37 @@ class Destination:
 
     # --------------------------------------------------------------- hand-over
 
-    async def _validate(self) -> None:
-        """Barrier 3: RESUMING -> STOP, where drivers check their load, then RUNNING_P2P; LOADED."""
+    async def _validate(self) -> messages.Loaded:
+        """Barrier 3: RESUMING -> STOP, where drivers check their load, then RUNNING_P2P."""
         self._enter(Phase.HAND_OVER)
         for lane in self._lanes:
             lane.close()
         validated = await self._cross("validate", State.STOP)
         ready = await self._cross("ready", State.RUNNING_P2P)
-        self._loaded = True
-        await self._control.send(
-            messages.Loaded(
-                devices=[
-                    messages.LoadedDevice(name=s.name, size=s.offset, digest=s.digest)
-                    for s in self._streams.lanes
-                ],
-                validate_seconds=validated.seconds,
-                ready_seconds=ready.seconds,
-            )
+        return messages.Loaded(
+            devices=[
+                messages.LoadedDevice(name=s.name, size=s.offset, digest=s.digest)
+                for s in self._streams.lanes
+            ],
+            validate_seconds=validated.seconds,
+            ready_seconds=ready.seconds,
         )
-        await self._control.expect(messages.Commit, timeout=None, what="its commit")
+
+    async def _hand_over(self, loaded: messages.Loaded) -> None:
+        """LOADED, COMMIT, and take over.
+
+        Not to be interrupted: from LOADED on the source may commit at any time, so only its word
+        (COMMIT, or that it gave up) decides what becomes of the devices here.
+        """
+        self._loaded = True
+        await self._control.send(loaded)
+        limit = self._policy.stall_timeout
+        await self._control.expect(messages.Commit, timeout=limit, what="its commit")
+        self._committed = True
+        await self._take_over()
 
     async def _take_over(self) -> None:
-        """Barrier 4: all to RUNNING; start the vCPUs; RUNNING.  Not to be interrupted."""
-        self._committed = True
+        """Barrier 4: all to RUNNING; start the vCPUs; RUNNING."""
         try:
             resumed = await self._cross("resume", State.RUNNING)
             begin = time.monotonic()
@@ -368,7 +377,7 @@ class Destination:
             async with asyncio.timeout(1.0):
                 await self._control.send(message)
         except (TimeoutError, VfioflowError) as lost:
-            log.debug("the source could not be told: %s", lost)
+            log.debug("the source could not be told: %s", str(lost))
 
     async def _close(self) -> None:
         await self._fill_report()
@@ -378,6 +387,7 @@ class Destination:
             for sock in self._sockets:
                 if sock is not None:
                     sock.close()
+        self._sockets = []  # one that comes now finds nobody
         await self._control.close()
         os.close(self._signal)
 

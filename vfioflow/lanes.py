@@ -39,8 +39,9 @@ class Outbound:
         self.cancel = Cancel()
         self.limiter = Limiter(policy.max_bandwidth or 0)
         level = policy.zstd_level
-        # A pump holds one buffer, and a second one where it compresses.
-        self.pool = Pool(policy.chunk_size, len(names) * (1 if level is None else 2) + 1)
+        # A pump holds one buffer, and a second one where it compresses; a probe one per channel.
+        pumps = len(names) * (1 if level is None else 2)
+        self.pool = Pool(policy.chunk_size, max(pumps, len(sockets)))
         self.channels = [Channel(sock) for sock in sockets]
         self.lanes = [
             OutLane(
@@ -121,8 +122,6 @@ class Inbound:
     def stop(self) -> None:
         """Make every pump return soon.  The channels cannot be used afterwards."""
         self.cancel.set()
-        for lane in self.lanes:
-            lane.wake()
         _shut(self._sockets)
 
     def close(self) -> None:
@@ -143,14 +142,15 @@ async def drive(
     stop: Callable[[], None],
     failure: asyncio.Future[None],
     moved: Callable[[], int],
-    stall_timeout: float | None,
+    busy: Callable[[], list[str]],
+    stall_timeout: float,
     tick: Callable[[], None],
 ) -> list[T]:
     """Wait for pumps that run on threads; the one place where they end together.
 
     When one fails, when the peer does (``failure``), when nothing has ``moved`` for
-    ``stall_timeout`` seconds, or on cancellation, ``stop`` is called, all are waited for,
-    and the reason is raised.  ``tick`` is called ten times a second.
+    ``stall_timeout`` seconds although some device is ``busy``, or on cancellation, ``stop`` is
+    called, all are waited for, and the reason is raised.  ``tick`` is called ten times a second.
 
     Raises:
         StallError: nothing moved.
@@ -170,10 +170,13 @@ async def drive(
                 failure.result()
             tick()
             now = moved()
-            if now != last:
+            names = busy()
+            if now != last or not names:
                 last, since = now, loop.time()
-            elif stall_timeout is not None and waiting and loop.time() - since > stall_timeout:
-                raise StallError(f"nothing has moved for {stall_timeout:.0f} s")
+            elif waiting and loop.time() - since > stall_timeout:
+                raise StallError(
+                    f"device {', '.join(names)}: nothing has moved for {stall_timeout:g} s"
+                )
     except PeerLost:
         await last_words(failure)
         raise

@@ -147,7 +147,7 @@ class Listener:
             if self._session is None or not self._session.take_channel(preamble, sock):
                 raise ProtocolError("a data connection that belongs to no session here")
         except PeerError as error:
-            log.warning("refused a connection from %s: %s", peer, error)
+            log.warning("refused a connection from %s: %s", peer, str(error))
             sock.close()
         except BaseException:
             sock.close()

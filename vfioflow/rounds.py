@@ -11,6 +11,7 @@ from vfioflow import events, precopy
 from vfioflow._fdio import Port
 from vfioflow._pump import OutLane
 from vfioflow.devices.base import Device
+from vfioflow.errors import StallError
 from vfioflow.events import Observer, emit
 from vfioflow.policy import Policy
 from vfioflow.precopy import Bandwidth, Decision, Move, Pending, Round, Verdict
@@ -40,6 +41,7 @@ class Lane:
         self.data_fd = -1
         self.port: Port | None = None
         self.marked = False
+        self.busy = False
         self.iterations = 0
         self.precopy_bytes = 0
         self.pending = Pending(self.name, self.can_precopy)
@@ -64,7 +66,11 @@ class Lane:
     def pump(self, budget: int, *, precopy: bool) -> int:
         """See :meth:`OutLane.pump`.  Blocking."""
         assert self.port is not None
-        return self.stream.pump(self.port, budget, precopy=precopy)
+        self.busy = True
+        try:
+            return self.stream.pump(self.port, budget, precopy=precopy)
+        finally:
+            self.busy = False
 
     def mark(self) -> None:
         """Say once on the wire that the initial bytes are all sent.  Blocking."""
@@ -143,7 +149,7 @@ class Rounds:
         Raises whatever the devices, the wire or the peer fail with.
         """
         acknowledged = asyncio.create_task(self._await_ack())
-        begin = time.monotonic()
+        begin = last = time.monotonic()
         moved = 0
         try:
             while True:
@@ -157,6 +163,13 @@ class Rounds:
                 started = time.monotonic()
                 moved = await self._round()
                 await self._pause(started + _SHORTEST - time.monotonic(), acknowledged)
+                if moved or acknowledged.done():
+                    last = time.monotonic()
+                elif time.monotonic() - last > self._policy.stall_timeout:
+                    raise StallError(
+                        "the destination has not acknowledged the initial data for"
+                        f" {self._policy.stall_timeout:g} s"
+                    )
         finally:
             acknowledged.cancel()
             await asyncio.wait([acknowledged])

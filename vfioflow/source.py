@@ -396,7 +396,7 @@ class Source:
             async with asyncio.timeout(1.0):
                 await self._peer.send(message)
         except (TimeoutError, VfioflowError) as lost:
-            log.debug("the destination could not be told: %s", lost)
+            log.debug("the destination could not be told: %s", str(lost))
 
     async def _close(self) -> None:
         await self._fill_report()
@@ -446,6 +446,7 @@ class Source:
                 stop=out.stop,
                 failure=self._peer.failure,
                 moved=lambda: sum(channel.wire_bytes for channel in out.channels),
+                busy=lambda: [lane.name for lane in self._lanes if lane.busy],
                 stall_timeout=self._policy.stall_timeout,
                 tick=self._progress,
             )

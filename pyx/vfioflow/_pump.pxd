@@ -31,7 +31,7 @@ ctypedef struct channel_t:
 
 ctypedef struct in_lane_t:
     port_t *port
-    pthread_mutex_t lock        # held while a frame goes to the device
+    pthread_mutex_t lock
     pthread_cond_t turn         # signalled whenever offset moves
     uint64_t offset
     uint64_t wire_bytes
@@ -40,6 +40,7 @@ ctypedef struct in_lane_t:
     uint32_t digest
     int marks
     int ended
+    int busy                    # a frame is going to the device
 
 
 cdef class Limiter:
@@ -98,3 +99,7 @@ cdef class Receiver:
     cdef bint digests
     cdef int run(self, channel_t *channel, Decompressor decompressor, fault_t *fault) noexcept nogil
     cdef int deliver(self, const frame_t *frame, const void *data, fault_t *fault) noexcept nogil
+    cdef int check_digest(self, in_lane_t *lane, const frame_t *frame, const void *data,
+                          fault_t *fault) noexcept nogil
+    cdef int load(self, port_t *port, const frame_t *frame, const void *data, size_t *done,
+                  fault_t *fault) noexcept nogil

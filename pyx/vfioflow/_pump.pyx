@@ -7,7 +7,7 @@ integers that only the pump writes.
 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 from errnos cimport (
     EAGAIN,
@@ -28,7 +28,7 @@ from pthread cimport (
     pthread_cond_broadcast,
     pthread_cond_destroy,
     pthread_cond_init,
-    pthread_cond_wait,
+    pthread_cond_timedwait,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -138,6 +138,17 @@ cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil:
         elif errno != EINTR:
             return -errno
     return 0
+
+
+cdef void wait_turn(in_lane_t *lane) noexcept nogil:
+    """Wait until the lane moved on, or a tenth of a second, to look at the cancel switch again."""
+    cdef timespec until
+    clock_gettime(CLOCK_REALTIME, &until)
+    until.tv_nsec += 100 * 1000 * 1000
+    if until.tv_nsec >= 1000000000:
+        until.tv_nsec -= 1000000000
+        until.tv_sec += 1
+    pthread_cond_timedwait(&lane.turn, &lane.lock, &until)
 
 
 cdef bint all_zero(const char *data, size_t size) noexcept nogil:
@@ -523,15 +534,14 @@ cdef class InLane:
         return self.c.marks
 
     @property
+    def busy(self):
+        """Whether a frame is going to the device now."""
+        return bool(self.c.busy)
+
+    @property
     def ended(self):
         """Whether the stream came to its end with the right length and digest."""
         return bool(self.c.ended)
-
-    def wake(self):
-        """Let channels that wait for their turn look at the cancel switch again."""
-        pthread_mutex_lock(&self.c.lock)
-        pthread_cond_broadcast(&self.c.turn)
-        pthread_mutex_unlock(&self.c.lock)
 
 
 cdef class Receiver:
@@ -540,7 +550,7 @@ cdef class Receiver:
     Args:
         lanes: by their number on the wire.
         pool: buffers of the agreed chunk size; each running channel holds two.
-        cancel: ends the pumps (together with :meth:`InLane.wake` and a shutdown of the sockets).
+        cancel: ends the pumps (together with a shutdown of the sockets).
         signal_fd: an eventfd, written whenever a lane passes a mark or its end.
         digests: whether to check the running CRC32C of each frame.
     """
@@ -643,38 +653,32 @@ cdef class Receiver:
         everything before it in its lane is loaded.
         """
         cdef in_lane_t *lane = self.lanes[frame.lane]
-        cdef port_t *port = lane.port
         cdef size_t done = 0
-        cdef ssize_t n
-        cdef int rounds = 0, status = 0
-        cdef uint32_t sum
+        cdef int status = 0
         cdef int64_t before
+        cdef bint late_mark
         pthread_mutex_lock(&lane.lock)
-        while lane.offset < frame.offset and not lane.ended and not self.cancel.flag:
-            pthread_cond_wait(&lane.turn, &lane.lock)
+        while (lane.offset < frame.offset or lane.busy) and not lane.ended and not self.cancel.flag:
+            wait_turn(lane)
+        # On another channel, the frames behind a mark may have been faster.
+        late_mark = frame.kind == KIND_MARK and frame.offset < lane.offset
         if self.cancel.flag:
             status = fail(fault, AT_WIRE, -ECANCELED, frame.lane, frame.offset)
-        elif frame.kind == KIND_MARK and frame.offset <= lane.offset:
-            pass    # on another channel, the frames behind it may have been faster
-        elif lane.offset != frame.offset or lane.ended:
+        elif not late_mark and (lane.offset != frame.offset or lane.ended):
             status = fail(fault, AT_FRAME, -EPROTO, frame.lane, frame.offset)
-        elif self.digests:
-            sum = digest(lane.digest, data, frame.raw_length)
-            if sum == frame.digest:
-                lane.digest = sum
-            else:
-                status = fail(fault, AT_DIGEST, -EBADMSG, frame.lane, frame.offset)
-        before = now_ns()
-        while status == 0 and done < frame.raw_length:
-            n = port.write(port, <const char *> data + done, frame.raw_length - done)
-            if n > 0:
-                done += n
-                rounds = 0
-            elif n == -EAGAIN:
-                status = wait_port(port, POLLOUT, &rounds, self.cancel.fd)
-            else:
-                status = fail(fault, AT_DEVICE, <int> n if n < 0 else -EIO, frame.lane, frame.offset + done)
-        lane.write_ns += now_ns() - before
+        lane.busy = status == 0
+        pthread_mutex_unlock(&lane.lock)
+        if status < 0:
+            return status
+        # From here to the end this thread alone has the lane; the lock is free meanwhile, so that a
+        # device that does not return holds up nobody who only wants to look at the cancel switch.
+        if self.digests and not late_mark:
+            status = self.check_digest(lane, frame, data, fault)
+        if status == 0 and frame.raw_length > 0:
+            before = now_ns()
+            status = self.load(lane.port, frame, data, &done, fault)
+            lane.write_ns += now_ns() - before
+        pthread_mutex_lock(&lane.lock)
         lane.offset += done
         lane.wire_bytes += HEADER_SIZE + <uint64_t> frame.length
         lane.frames += 1
@@ -682,8 +686,33 @@ cdef class Receiver:
             lane.marks += 1
         elif status == 0 and frame.kind == KIND_END:
             lane.ended = 1
+        lane.busy = 0
         pthread_cond_broadcast(&lane.turn)
         pthread_mutex_unlock(&lane.lock)
         if status == 0 and (frame.kind == KIND_MARK or frame.kind == KIND_END):
             eventfd_write(self.signal_fd, 1)
+        return status
+
+    cdef int check_digest(self, in_lane_t *lane, const frame_t *frame, const void *data,
+                          fault_t *fault) noexcept nogil:
+        cdef uint32_t sum = digest(lane.digest, data, frame.raw_length)
+        if sum != frame.digest:
+            return fail(fault, AT_DIGEST, -EBADMSG, frame.lane, frame.offset)
+        lane.digest = sum
+        return 0
+
+    cdef int load(self, port_t *port, const frame_t *frame, const void *data, size_t *done,
+                  fault_t *fault) noexcept nogil:
+        """Write a frame's device bytes; a driver may take them in pieces.  0 or -errno."""
+        cdef ssize_t n
+        cdef int rounds = 0, status = 0
+        while status == 0 and done[0] < frame.raw_length:
+            n = port.write(port, <const char *> data + done[0], frame.raw_length - done[0])
+            if n > 0:
+                done[0] += n
+                rounds = 0
+            elif n == -EAGAIN:
+                status = wait_port(port, POLLOUT, &rounds, self.cancel.fd)
+            else:
+                status = fail(fault, AT_DEVICE, <int> n if n < 0 else -EIO, frame.lane, frame.offset + done[0])
         return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -50,7 +51,7 @@ async def run(
     destination: Sequence[SimDevice],
     *,
     policy: Policy | None = None,
-    through: Callable[[str], "asyncio.Future[str]"] | None = None,
+    through: Callable[[str], contextlib.AbstractAsyncContextManager[str]] | None = None,
     watch: Watcher | None = None,
     cancel: Callable[[str, Event], bool] | None = None,
     cancel_side: str = "source",
@@ -81,10 +82,19 @@ async def run(
         return observer
 
     policy = policy or Policy(downtime_limit=2.0)
-    async with listen(
-        "tcp://127.0.0.1:0", destination, policy=policy, hooks=hooks, observer=observe("destination")
-    ) as listener:
-        address = listener.address if through is None else await through(listener.address)
+    async with (
+        contextlib.AsyncExitStack() as stack,
+        listen(
+            "tcp://127.0.0.1:0",
+            destination,
+            policy=policy,
+            hooks=hooks,
+            observer=observe("destination"),
+        ) as listener,
+    ):
+        address = listener.address
+        if through is not None:
+            address = await stack.enter_async_context(through(address))
         sender = Source(
             source, address, policy=policy, hooks=source_hooks, observer=observe("source")
         )
@@ -96,12 +106,12 @@ async def run(
 
         tasks["destination"] = asyncio.create_task(receive())
         tasks["source"] = asyncio.create_task(sender.run())
-        done = await asyncio.wait(tasks.values(), timeout=30)
-        if done[1]:
-            # A source that never reached the listener leaves the destination waiting.
-            assert not session, f"{done[1]} hangs"
+        await asyncio.wait([tasks["source"]], timeout=30)
+        assert tasks["source"].done(), "the source hangs"
+        if not session:  # the source never got as far as the listener
             tasks["destination"].cancel()
-            await asyncio.wait(tasks.values())
+        await asyncio.wait([tasks["destination"]], timeout=30)
+        assert tasks["destination"].done(), "the destination hangs"
     result.source = sender.report
     result.destination = session[0].report if session else None
     result.source_error = _error(tasks["source"])
@@ -120,7 +130,9 @@ def migrate(source, destination, **options) -> Outcome:
 
 def assert_source_runs(source: Sequence[SimDevice], before: dict[str, int] | None = None) -> None:
     """Every source device is RUNNING, whole, and no message was lost."""
-    assert {d.name: d.state for d in source} == dict.fromkeys([d.name for d in source], State.RUNNING)
+    assert {d.name: d.state for d in source} == dict.fromkeys(
+        [d.name for d in source], State.RUNNING
+    )
     assert ledger(source).balanced
     if before is not None:
         assert {d.name: d.true_digest() for d in source} == before

@@ -1,12 +1,13 @@
 """What goes wrong, and that nothing is lost by it."""
 
 import asyncio
+import contextlib
 import errno
 import socket
 import struct
 
 import pytest
-from session import MIB, assert_source_runs, migrate, mixed_set, run
+from session import MIB, assert_source_runs, migrate, run
 
 from vfioflow import (
     DeviceError,
@@ -72,9 +73,8 @@ SOURCE_FAULTS = [
 @pytest.mark.parametrize(("name", "arc"), SOURCE_FAULTS, ids=lambda v: str(v))
 def test_a_failed_arc_at_the_source(devices, name, arc, left):
     fault = Fault(arc, "errno", errno=errno.EBUSY, state=left)
-    source, destination = devices(lambda: quiet_set(name, [fault]))
-    for device in destination:
-        device.reset()
+    source, _ = devices(lambda: quiet_set(name, [fault]))
+    destination, _ = devices(quiet_set)
     before = {d.name: d.true_digest() for d in source}
     outcome = migrate(source, destination)
     error = outcome.source_error
@@ -82,12 +82,19 @@ def test_a_failed_arc_at_the_source(devices, name, arc, left):
     assert error.device == name
     assert error.errno == errno.EBUSY
     assert arc.replace("->", " -> ") in str(error)
-    assert_went_back(source, destination, before)
+    if left is S.ERROR:
+        # Only a reset brings it back, empty; the others keep their state.
+        assert "reset after" in outcome.source.error
+        assert {d.state for d in (*source, *destination)} == {S.RUNNING}
+        after = {d.name: d.true_digest() for d in source}
+        assert {n: v for n, v in after.items() if n != name} == {
+            n: v for n, v in before.items() if n != name
+        }
+    else:
+        assert_went_back(source, destination, before)
     assert outcome.source.outcome == "failed"
     assert isinstance(outcome.destination_error, RemoteError)
     assert name in str(outcome.destination_error)
-    if left is S.ERROR:
-        assert "reset after" in outcome.source.error
 
 
 @pytest.mark.parametrize(
@@ -178,7 +185,10 @@ def test_a_device_that_hangs_ends_the_migration(devices, at, side):
     source, destination = (faulty, good) if side == "source" else (good, faulty)
     before = {d.name: d.true_digest() for d in source}
     outcome = migrate(source, destination, policy=Policy(downtime_limit=2.0, stall_timeout=0.5))
-    assert isinstance(outcome.source_error, StallError | RemoteError | PeerLost)
+    assert isinstance(outcome.source_error, StallError | RemoteError)
+    assert "device net0: nothing has moved for 0.5 s" in f"{outcome.source_error}" or (
+        "not acknowledged the initial data" in str(outcome.source_error)
+    )
     assert_source_runs(source, before)
     assert {d.state for d in destination} == {S.RUNNING}
 
@@ -280,11 +290,17 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("side", ["source", "destination"])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "side"),
+    [
+        (moment, side)
+        for moment in MOMENTS
+        for side in ("source", "destination")
+        # No session yet; or LOADED is as good as said, and the source decides.
+        if (moment, side) not in (("at the start", "destination"), ("ready", "destination"))
+    ],
+)
 def test_cancel_at_any_moment_before_the_commit(devices, moment, side):
-    if (moment, side) == ("at the start", "destination"):
-        pytest.skip("there is no session at the destination yet")
     source, destination = devices(quiet_set)
     before = {d.name: d.true_digest() for d in source}
     outcome = migrate(source, destination, cancel=MOMENTS[moment], cancel_side=side)
@@ -296,6 +312,16 @@ def test_cancel_at_any_moment_before_the_commit(devices, moment, side):
     if moment != "at the start":
         assert isinstance(other, RemoteError | PeerLost)
         assert "cancelled" in str(other)
+
+
+def test_cancel_of_a_destination_that_has_loaded_comes_too_late(devices):
+    source, destination = devices(quiet_set)
+    outcome = migrate(source, destination, cancel=MOMENTS["ready"], cancel_side="destination")
+    assert outcome.source_error is None
+    assert isinstance(outcome.destination_error, asyncio.CancelledError)
+    assert (outcome.source.outcome, outcome.destination.outcome) == ("completed", "completed")
+    assert {d.state for d in source} == {S.STOP}
+    assert {d.state for d in destination} == {S.RUNNING}
 
 
 def test_cancel_after_the_commit_comes_too_late(devices):
@@ -314,41 +340,45 @@ def test_cancel_after_the_commit_comes_too_late(devices):
 # ------------------------------------------------------------- a bad wire
 
 
-async def proxy(target: str, cut_after: int, *, flip_at: int | None = None):
+def proxy(cut_after: int, *, flip_at: int | None = None):
     """A wire that breaks: after so many bytes towards the destination all connections end."""
-    host, port = target.removeprefix("tcp://").rsplit(":", 1)
-    passed = 0
-    writers = []
 
-    async def pump(reader, writer, forward):
-        nonlocal passed
-        try:
-            while data := await reader.read(65536):
-                if forward:
-                    if flip_at is not None and passed <= flip_at < passed + len(data):
-                        data = bytearray(data)
-                        data[flip_at - passed] ^= 1
-                    passed += len(data)
-                    if passed > cut_after:
-                        for each in writers:
-                            each.transport.abort()
-                        server.close()
-                        return
-                writer.write(data)
-                await writer.drain()
-            writer.write_eof()
-        except (ConnectionError, OSError):
-            pass
+    @contextlib.asynccontextmanager
+    async def between(target: str):
+        host, port = target.removeprefix("tcp://").rsplit(":", 1)
+        passed = 0
+        writers = []
 
-    async def accept(reader, writer):
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
-        writers.extend((writer, far_writer))
-        await asyncio.gather(pump(reader, far_writer, True), pump(far_reader, writer, False))
-        for each in (writer, far_writer):
-            each.close()
+        async def pump(reader, writer, forward):
+            nonlocal passed
+            with contextlib.suppress(ConnectionError, OSError):
+                while data := await reader.read(65536):
+                    if forward:
+                        if flip_at is not None and passed <= flip_at < passed + len(data):
+                            data = bytearray(data)
+                            data[flip_at - passed] ^= 1
+                        passed += len(data)
+                        if passed > cut_after:
+                            for each in writers:
+                                each.transport.abort()
+                            return
+                    writer.write(data)
+                    await writer.drain()
+                writer.write_eof()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    return "tcp://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+        async def accept(reader, writer):
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+            writers.extend((writer, far_writer))
+            await asyncio.gather(pump(reader, far_writer, True), pump(far_reader, writer, False))
+            for each in (writer, far_writer):
+                each.close()
+
+        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+            yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            for each in writers:
+                each.transport.abort()
+
+    return between
 
 
 def total_on_the_wire(devices):
@@ -365,7 +395,7 @@ def test_a_cut_wire_leaves_exactly_one_that_runs(devices, part):
     cut = part if isinstance(part, int) else int(total * part)
     source, destination = devices(quiet_set)
     before = {d.name: d.true_digest() for d in source}
-    outcome = migrate(source, destination, through=lambda address: proxy(address, cut))
+    outcome = migrate(source, destination, through=proxy(cut))
     assert isinstance(outcome.source_error, PeerError | HandoverInDoubt)
     if isinstance(outcome.source_error, HandoverInDoubt):
         assert {d.state for d in source} == {S.STOP_COPY}
@@ -384,7 +414,7 @@ def test_a_flipped_bit_on_the_wire_is_found_before_it_is_loaded(devices):
         source,
         destination,
         policy=Policy(downtime_limit=5.0, channels=1),
-        through=lambda address: proxy(address, 2**60, flip_at=flip),
+        through=proxy(2**60, flip_at=flip),
     )
     if outcome.source_error is not None:
         assert isinstance(outcome.destination_error, IntegrityError | ProtocolError)
@@ -406,7 +436,7 @@ async def fake_server(answer: bytes, *, close: bool = True):
             writer.close()
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    return server, "tcp://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+    return server, f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 @pytest.mark.parametrize(
@@ -448,7 +478,7 @@ def test_a_server_that_is_no_vfioflow(devices, answer, kind, match):
 def test_nobody_there(devices):
     source, _ = devices(quiet_set)
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        address = "tcp://127.0.0.1:%d" % sock.getsockname()[1]
+        address = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
     from vfioflow import migrate as api_migrate
 
     with pytest.raises(PeerLost, match=f"cannot connect to {address}: Connection refused"):
@@ -472,14 +502,16 @@ def test_garbage_on_the_port_disturbs_nobody(devices, garbage, caplog):
     """It is logged, and the next source is served."""
     source, destination = devices(quiet_set)
 
+    @contextlib.asynccontextmanager
     async def through(address):
         host, port = address.removeprefix("tcp://").rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(garbage)
         writer.write_eof()
-        assert await reader.read() == b""
+        with contextlib.suppress(ConnectionResetError):  # bytes that nobody read
+            assert await reader.read() == b""
         writer.close()
-        return address
+        yield address
 
     outcome = migrate(source, destination, through=through)
     assert outcome.source_error is None

@@ -91,9 +91,7 @@ def test_the_steps_come_in_the_order_of_the_protocol(devices):
         assert at(("source", "barrier", "stop-copy")) < at(("destination", name, S.STOP))
         # Barrier 3: all are loaded before any is in RUNNING_P2P; all there before any runs.
         assert at(("destination", name, S.STOP)) < at(("destination", "barrier", "validate"))
-        assert at(("destination", "barrier", "validate")) < at(
-            ("destination", name, S.RUNNING_P2P)
-        )
+        assert at(("destination", "barrier", "validate")) < at(("destination", name, S.RUNNING_P2P))
         assert at(("destination", "barrier", "ready")) < at(("destination", name, S.RUNNING))
         # The source gives nothing up before the destination runs.
         assert at(("destination", "barrier", "resume")) < at(("source", name, S.STOP))
@@ -212,7 +210,9 @@ def test_a_set_without_p2p_is_refused_beforehand(devices):
 
 
 def test_a_destination_that_does_not_match_is_told_on_both_sides(devices):
-    source, _ = devices(lambda: [SimDevice("net0", profile="mlx5", state_size=MIB, initial_bytes=0)])
+    source, _ = devices(
+        lambda: [SimDevice("net0", profile="mlx5", state_size=MIB, initial_bytes=0)]
+    )
     other, _ = devices(lambda: [SimDevice("net0", profile="xe", state_size=MIB)])
     outcome = migrate(source, other)
     for error in (outcome.source_error, outcome.destination_error):

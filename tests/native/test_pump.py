@@ -84,8 +84,6 @@ class Wire:
 
     def stop_receiving(self):
         self.in_cancel.set()
-        for lane in self.into:
-            lane.wake()
         for far in self.far:
             with contextlib.suppress(OSError):
                 far.shutdown(socket.SHUT_RDWR)
