@@ -47,7 +47,7 @@ _END_SECONDS = 10.0
     metavar="N",
     help="Shifts the seed of every device: other contents, otherwise the same.",
 )
-@policy_options()
+@policy_options(precopy_timeout="20s", on_no_convergence="switchover")
 @json_option
 @verbosity
 def command(devices_file: str | None, seed: int, policy: Policy, as_json: bool) -> int:
@@ -91,6 +91,7 @@ def _demo(devices_file: Path, seed: int, policy: Policy, as_json: bool) -> int:
             except asyncio.CancelledError:
                 ended = never_began("source", "")
             checks = _checks(child.report) if ended.report.outcome == "completed" else []
+            _follow(ended.report, child.report)
             if as_json:
                 click.echo(to_json(ended.report, destination=child.report))
             elif ended.report.outcome == "completed":
@@ -99,6 +100,14 @@ def _demo(devices_file: Path, seed: int, policy: Policy, as_json: bool) -> int:
             return code or (0 if all(check.good for check in checks) else 1)
 
         return run(main, screen.say)
+
+
+def _follow(report: Report, destination: dict[str, Any] | None) -> None:
+    """The demo shows a device where it ended up: at the destination, once that has it."""
+    if report.outcome == "completed" and destination is not None:
+        states = {device["name"]: device["final_state"] for device in destination["devices"]}
+        for device in report.devices:
+            device.final_state = states.get(device.name, device.final_state)
 
 
 def _show(report: Report, checks: Sequence[Check]) -> None:

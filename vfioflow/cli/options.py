@@ -162,8 +162,13 @@ _POLICY: dict[str, _Option] = {
 }
 
 
-def policy_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options for fields of Policy, all or those named; the command gets ``policy``."""
+def policy_options(
+    *names: str, **defaults: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options for fields of Policy, all or those named; the command gets ``policy``.
+
+    ``defaults`` are a command's own, where they differ from the policy's.
+    """
     chosen = [f for f in fields(Policy) if not names or f.name in names]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,14 +179,19 @@ def policy_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
         wrapped: Callable[..., Any] = with_policy
         for field in reversed(chosen):
-            wrapped = _policy_option(field.name, field.default)(wrapped)
+            own = field.name in defaults
+            default = defaults[field.name] if own else field.default
+            wrapped = _policy_option(field.name, default, own=own)(wrapped)
         return wrapped
 
     return decorate
 
 
-def _policy_option(name: str, default: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _policy_option(
+    name: str, default: Any, *, own: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     option = _POLICY[name]
+    in_words = None if own else option.default
     flag = "--" + name.replace("_", "-")
     switch = isinstance(default, bool)
     return click.option(
@@ -190,9 +200,9 @@ def _policy_option(name: str, default: Any) -> Callable[[Callable[..., Any]], Ca
         type=option.type,
         default=default,
         metavar=option.metavar,
-        show_default=option.default is None,
+        show_default=in_words is None,
         callback=_checked,
-        help=f"{option.help}  [default: {option.default}]" if option.default else option.help,
+        help=f"{option.help}  [default: {in_words}]" if in_words else option.help,
     )
 
 
