@@ -12,8 +12,10 @@ import socket
 import sys
 
 from vfioflow._buffers import Pool
+from vfioflow._channel import Channel, Limiter
 from vfioflow._fdio import Cancel, Port
-from vfioflow._pump import END, Channel, InLane, Limiter, OutLane, Receiver
+from vfioflow._inlane import InLane, Receiver
+from vfioflow._outlane import END, OutLane
 
 CHUNK = 1 << 20
 

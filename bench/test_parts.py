@@ -10,8 +10,10 @@ import pytest
 
 from vfioflow import _frame
 from vfioflow._buffers import Pool
+from vfioflow._channel import Channel, Limiter
 from vfioflow._fdio import Cancel, Port
-from vfioflow._pump import END, Channel, InLane, Limiter, OutLane, Receiver
+from vfioflow._inlane import InLane, Receiver
+from vfioflow._outlane import END, OutLane
 from vfioflow.devices.sim import SimDevice
 from vfioflow.states import State
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from vfioflow import admission, barrier, events, precopy
 from vfioflow._fdio import Port
-from vfioflow._pump import CHUNK_LIMIT, InLane
+from vfioflow._inlane import CHUNK_LIMIT, InLane
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,

@@ -12,8 +12,10 @@ from contextlib import suppress
 from typing import TypeVar
 
 from vfioflow._buffers import Pool
+from vfioflow._channel import Channel, Limiter
 from vfioflow._fdio import Cancel
-from vfioflow._pump import Channel, InLane, Limiter, OutLane, Receiver
+from vfioflow._inlane import InLane, Receiver
+from vfioflow._outlane import OutLane
 from vfioflow.errors import PeerLost, RemoteError, StallError
 from vfioflow.policy import Policy
 from vfioflow.threads import settle

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from vfioflow import events, precopy
 from vfioflow._fdio import Port
-from vfioflow._pump import OutLane
+from vfioflow._outlane import OutLane
 from vfioflow.devices.base import Device
 from vfioflow.errors import StallError
 from vfioflow.events import Observer, emit

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TypeVar
 
 from vfioflow import admission, barrier, events
-from vfioflow._pump import END
+from vfioflow._outlane import END
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,

@@ -15,18 +15,10 @@ from hypothesis import strategies as st
 
 from vfioflow import _frame
 from vfioflow._buffers import Pool
+from vfioflow._channel import Channel, Limiter
 from vfioflow._fdio import Cancel, Port
-from vfioflow._pump import (
-    BUDGET,
-    CANCELLED,
-    DRAINED,
-    END,
-    Channel,
-    InLane,
-    Limiter,
-    OutLane,
-    Receiver,
-)
+from vfioflow._inlane import InLane, Receiver
+from vfioflow._outlane import BUDGET, CANCELLED, DRAINED, END, OutLane
 from vfioflow.errors import DeviceError, IntegrityError, PeerLost, ProtocolError
 
 CHUNK = 64 * 1024

@@ -1,0 +1,49 @@
+# Channels, and what every pump shares: faults, waits, the clock.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from pthread cimport pthread_mutex_t
+
+from vfioflow._buffers cimport Pool
+from vfioflow._fdio cimport Cancel, port_t
+from vfioflow._frame cimport frame_t
+
+# Where a pump failed; with a negative errno this is all that it reports.
+cdef enum where_t:
+    AT_DEVICE = 1
+    AT_WIRE
+    AT_FRAME
+    AT_DIGEST
+    AT_ZSTD
+    AT_MEMORY
+
+ctypedef struct fault_t:
+    where_t where
+    int status
+    int lane                    # -1: none
+    uint64_t offset
+
+ctypedef struct channel_t:
+    int fd
+    pthread_mutex_t lock        # held while a frame goes out
+    uint64_t wire_bytes         # sent
+    uint64_t pad_bytes          # received; one receiver per channel writes it
+
+
+cdef class Limiter:
+    cdef pthread_mutex_t lock
+    cdef uint64_t _rate
+    cdef int64_t free_at
+    cdef int take(self, size_t size, int cancel_fd) noexcept nogil
+
+
+cdef class Channel:
+    cdef channel_t c
+    cdef object socket
+
+
+cdef int64_t now_ns() noexcept nogil
+# Fill in `fault` and return its status
+cdef int fail(fault_t *fault, where_t where, int status, int lane, uint64_t offset) noexcept nogil
+cdef object raise_fault(fault_t *fault, object name, object action)
+cdef int wait_port(port_t *port, short events, int *rounds, int cancel_fd) noexcept nogil
+cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil
+cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload) noexcept nogil

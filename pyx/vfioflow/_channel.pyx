@@ -1,0 +1,215 @@
+"""Channels: the connections that data frames take, and what every pump shares."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from errnos cimport EBADMSG, ECONNRESET, EINTR, ETIMEDOUT, errno
+from pthread cimport (
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+from sockets cimport MSG_NOSIGNAL, MSG_WAITALL, iovec, msghdr, recv, sendmsg
+
+from vfioflow._fdio cimport wait_fd
+from vfioflow._frame cimport HEADER_SIZE, KIND_PAD, encode
+
+import os
+
+from vfioflow.errors import DeviceError, IntegrityError, PeerLost, ProtocolError
+
+cdef enum:
+    # Longest that a limited lane may fall behind its rate and still catch up: 10 ms.
+    BURST_NS = 10 * 1000 * 1000
+
+
+cdef int64_t now_ns() noexcept nogil:
+    cdef timespec time
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return <int64_t> time.tv_sec * 1000000000 + time.tv_nsec
+
+
+cdef int fail(fault_t *fault, where_t where, int status, int lane, uint64_t offset) noexcept nogil:
+    fault.where = where
+    fault.status = status
+    fault.lane = lane
+    fault.offset = offset
+    return status
+
+
+cdef object raise_fault(fault_t *fault, object name, object action):
+    """The one place where a pump's failure becomes an exception."""
+    at = f"device {name} at byte {fault.offset} of its stream"
+    if fault.where == AT_DEVICE:
+        raise DeviceError(name, f"{action} at byte {fault.offset} of its stream", -fault.status)
+    if fault.where == AT_DIGEST:
+        raise IntegrityError(f"{at}: the digest does not agree with the bytes that arrived")
+    if fault.where == AT_ZSTD:
+        raise IntegrityError(f"{at}: a compressed frame does not unpack")
+    if fault.where == AT_MEMORY:
+        raise MemoryError(f"{at}: no buffer")
+    if fault.where == AT_FRAME:
+        if fault.status == -EBADMSG:
+            raise IntegrityError("a data frame is damaged: its header does not check")
+        about = f"{at}: " if fault.lane >= 0 else ""
+        raise ProtocolError(f"{about}a data frame that the protocol does not allow here")
+    if fault.status == -ECONNRESET:
+        raise PeerLost("the peer closed a data connection in the middle of a stream")
+    raise PeerLost(f"a data connection failed: {os.strerror(-fault.status)}")
+
+
+cdef int wait_port(port_t *port, short events, int *rounds, int cancel_fd) noexcept nogil:
+    """Wait until a port that said EAGAIN is worth another try.
+
+    A driver without .poll is always "ready": then only a pause of a millisecond keeps the loop
+    from spinning.
+    """
+    cdef int status
+    if rounds[0] > 1:
+        status = wait_fd(-1, 0, cancel_fd, 1)
+    else:
+        status = wait_fd(port.fd, events, cancel_fd, 100)
+    rounds[0] += 1
+    return 0 if status == -ETIMEDOUT else status
+
+
+cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil:
+    """0 when filled, 1 when the peer closed before the first byte, or -errno."""
+    cdef size_t have = 0
+    cdef ssize_t n
+    while have < size:
+        n = recv(fd, <char *> buffer + have, size - have, MSG_WAITALL)
+        if n > 0:
+            have += n
+        elif n == 0:
+            return 1 if have == 0 else -ECONNRESET
+        elif errno != EINTR:
+            return -errno
+    return 0
+
+
+cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload) noexcept nogil:
+    """Send a frame whole; the caller holds the channel's lock.  0 or -errno."""
+    cdef uint8_t header[HEADER_SIZE]
+    cdef iovec parts[2]
+    cdef msghdr message
+    cdef size_t left = HEADER_SIZE + <size_t> frame.length
+    cdef size_t from_header
+    cdef ssize_t n
+    encode(frame, header)
+    memset(&message, 0, sizeof(message))
+    parts[0].iov_base = header
+    parts[0].iov_len = HEADER_SIZE
+    parts[1].iov_base = <void *> payload
+    parts[1].iov_len = frame.length
+    message.msg_iov = parts
+    message.msg_iovlen = 2
+    while left > 0:
+        n = sendmsg(channel.fd, &message, MSG_NOSIGNAL)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            return -errno
+        left -= n
+        from_header = min(<size_t> n, parts[0].iov_len)
+        parts[0].iov_base = <char *> parts[0].iov_base + from_header
+        parts[0].iov_len -= from_header
+        parts[1].iov_base = <char *> parts[1].iov_base + (n - from_header)
+        parts[1].iov_len -= n - from_header
+    channel.wire_bytes += HEADER_SIZE + <size_t> frame.length
+    return 0
+
+
+cdef class Limiter:
+    """A rate that several lanes share, in bytes a second; 0 is no limit.  May be changed at any time."""
+
+    def __cinit__(self, rate=0):
+        pthread_mutex_init(&self.lock, NULL)
+        self.rate = rate
+
+    def __dealloc__(self):
+        pthread_mutex_destroy(&self.lock)
+
+    @property
+    def rate(self):
+        """Bytes a second; 0 is no limit."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, uint64_t rate):
+        self._rate = rate
+
+    cdef int take(self, size_t size, int cancel_fd) noexcept nogil:
+        cdef int64_t now, wait
+        cdef int status
+        if self._rate == 0:
+            return 0
+        pthread_mutex_lock(&self.lock)
+        now = now_ns()
+        if self.free_at < now - BURST_NS:
+            self.free_at = now - BURST_NS
+        self.free_at += <int64_t> (<double> size * 1e9 / self._rate)
+        wait = self.free_at - now
+        pthread_mutex_unlock(&self.lock)
+        if wait < 1000000:
+            return 0
+        status = wait_fd(-1, 0, cancel_fd, <int> (wait // 1000000))
+        return 0 if status == -ETIMEDOUT else status
+
+
+cdef class Channel:
+    """One connection for data frames.  Takes a connected stream socket and keeps it blocking.
+
+    A frame goes out whole: lanes that share a channel wait for each other.  Shutting the socket
+    down ends every pump that uses it.
+    """
+
+    def __cinit__(self, socket):
+        pthread_mutex_init(&self.c.lock, NULL)
+        socket.setblocking(True)
+        self.socket = socket
+        self.c.fd = socket.fileno()
+
+    def __dealloc__(self):
+        pthread_mutex_destroy(&self.c.lock)
+
+    @property
+    def wire_bytes(self):
+        """Bytes sent on this connection, headers included."""
+        return self.c.wire_bytes
+
+    @property
+    def pad_bytes(self):
+        """Pad bytes received on this connection."""
+        return self.c.pad_bytes
+
+    def pad(self, size_t size, Pool pool not None, Limiter limiter not None, Cancel cancel not None):
+        """Send ``size`` bytes that the receiver throws away, to measure the wire.
+
+        Raises:
+            PeerLost: the connection failed.
+            MemoryError: no buffer.
+        """
+        cdef frame_t frame
+        cdef fault_t fault
+        cdef int status = 0
+        cdef void *buffer = pool.take()
+        if buffer == NULL:
+            raise MemoryError("no buffer to measure the wire with")
+        memset(&frame, 0, sizeof(frame))
+        frame.kind = KIND_PAD
+        with nogil:
+            pthread_mutex_lock(&self.c.lock)
+            while size > 0 and status == 0:
+                frame.length = <uint32_t> min(size, pool.size)
+                status = limiter.take(frame.length, cancel.fd)
+                if status == 0:
+                    status = send_frame(&self.c, &frame, buffer)
+                size -= frame.length
+            pthread_mutex_unlock(&self.c.lock)
+        pool.give(buffer)
+        if status < 0 and not cancel.flag:
+            fail(&fault, AT_WIRE, status, -1, 0)
+            raise_fault(&fault, "", "")

@@ -1,0 +1,290 @@
+"""The destination's pumps: from the wire to the devices' data fds.
+
+One call runs the whole life of one channel on the calling thread, without the GIL.
+"""
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+
+from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EIO, ENOMEM, EPROTO
+from eventfd cimport eventfd_write
+from poll cimport POLLOUT
+from pthread cimport (
+    pthread_cond_broadcast,
+    pthread_cond_destroy,
+    pthread_cond_init,
+    pthread_cond_timedwait,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+
+from vfioflow._channel cimport (
+    AT_DEVICE,
+    AT_DIGEST,
+    AT_FRAME,
+    AT_MEMORY,
+    AT_WIRE,
+    AT_ZSTD,
+    fail,
+    now_ns,
+    raise_fault,
+    recv_all,
+    wait_port,
+)
+from vfioflow._frame cimport (
+    HEADER_SIZE,
+    KIND_END,
+    KIND_MARK,
+    KIND_PAD,
+    KIND_ZERO,
+    KIND_ZSTD,
+    MAX_CHUNK,
+    decode,
+    digest,
+)
+
+CHUNK_LIMIT = MAX_CHUNK
+
+
+cdef void wait_turn(in_lane_t *lane) noexcept nogil:
+    """Wait until the lane moved on, or a tenth of a second, to look at the cancel switch again."""
+    cdef timespec until
+    clock_gettime(CLOCK_REALTIME, &until)
+    until.tv_nsec += 100 * 1000 * 1000
+    if until.tv_nsec >= 1000000000:
+        until.tv_nsec -= 1000000000
+        until.tv_sec += 1
+    pthread_cond_timedwait(&lane.turn, &lane.lock, &until)
+
+
+cdef class InLane:
+    """The destination's end of one device's stream: where its frames are put in order and loaded."""
+
+    def __cinit__(self, str name, Port port not None):
+        pthread_mutex_init(&self.c.lock, NULL)
+        pthread_cond_init(&self.c.turn, NULL)
+        self.name = name
+        self.port = port
+        self.c.port = &port.c
+
+    def __dealloc__(self):
+        pthread_cond_destroy(&self.c.turn)
+        pthread_mutex_destroy(&self.c.lock)
+
+    @property
+    def offset(self):
+        """Device bytes loaded so far."""
+        return self.c.offset
+
+    @property
+    def wire_bytes(self):
+        """Bytes of its frames on the wire so far, headers included."""
+        return self.c.wire_bytes
+
+    @property
+    def frames(self):
+        """Frames so far."""
+        return self.c.frames
+
+    @property
+    def write_ns(self):
+        """Time spent in the device's write, in nanoseconds."""
+        return self.c.write_ns
+
+    @property
+    def digest(self):
+        """CRC32C of the bytes loaded so far; 0 without digests."""
+        return self.c.digest
+
+    @property
+    def marks(self):
+        """How many times all initial bytes have been loaded."""
+        return self.c.marks
+
+    @property
+    def busy(self):
+        """Whether a frame is going to the device now."""
+        return bool(self.c.busy)
+
+    @property
+    def ended(self):
+        """Whether the stream came to its end with the right length and digest."""
+        return bool(self.c.ended)
+
+
+cdef class Receiver:
+    """The destination's ends of all streams of a session.
+
+    Args:
+        lanes: by their number on the wire.
+        pool: buffers of the agreed chunk size; each running channel holds two.
+        cancel: ends the pumps (together with a shutdown of the sockets).
+        signal_fd: an eventfd, written whenever a lane passes a mark or its end.
+        digests: whether to check the running CRC32C of each frame.
+    """
+
+    def __cinit__(
+        self, list lanes, Pool pool not None, Cancel cancel not None, int signal_fd, *, bint digests
+    ):
+        self.owners = list(lanes)
+        self.lanes = <in_lane_t **> calloc(max(len(lanes), 1), sizeof(in_lane_t *))
+        if self.lanes == NULL:
+            raise MemoryError
+        for lane in lanes:
+            self.lanes[self.lane_count] = &(<InLane?> lane).c
+            self.lane_count += 1
+        self.pool = pool
+        self.cancel = cancel
+        self.signal_fd = signal_fd
+        self.digests = digests
+
+    def __dealloc__(self):
+        free(self.lanes)
+
+    def receive(self, Channel channel not None):
+        """Load what arrives on ``channel`` until the peer ends it; one call for its whole life.
+
+        Returns:
+            True at a clean end (between two frames), False when cancelled.
+
+        Raises:
+            DeviceError: a device refused its data; fatal to the load, even where a driver would go on.
+            IntegrityError: a digest or a compressed frame is wrong.
+            ProtocolError: a frame that makes no sense here.
+            PeerLost: the connection failed, or ended inside a frame.
+            MemoryError: no buffer.
+        """
+        cdef fault_t fault
+        cdef int status
+        cdef Decompressor decompressor = Decompressor()
+        with nogil:
+            status = self.run(&channel.c, decompressor, &fault)
+        if status < 0 and self.cancel.flag:
+            return False
+        if status < 0:
+            name = (<InLane> self.owners[fault.lane]).name if fault.lane >= 0 else ""
+            raise_fault(&fault, name, "loading its state")
+        return not self.cancel.flag
+
+    cdef int run(self, channel_t *channel, Decompressor decompressor, fault_t *fault) noexcept nogil:
+        cdef uint8_t header[HEADER_SIZE]
+        cdef frame_t frame
+        cdef uint8_t *arrived = <uint8_t *> self.pool.take()
+        cdef uint8_t *unpacked = <uint8_t *> self.pool.take()
+        cdef const uint8_t *data
+        cdef int fd = channel.fd
+        cdef int status = 0
+        if arrived == NULL or unpacked == NULL:
+            status = fail(fault, AT_MEMORY, -ENOMEM, -1, 0)
+        while status == 0:
+            status = recv_all(fd, header, HEADER_SIZE)
+            if status == 1:
+                break
+            if status < 0:
+                fail(fault, AT_WIRE, status, -1, 0)
+                break
+            status = decode(header, &frame, self.pool.size, self.pool.size)
+            if status < 0:
+                fail(fault, AT_FRAME, status, -1, 0)
+                break
+            if frame.length > 0:
+                status = recv_all(fd, arrived, frame.length)
+                if status != 0:
+                    status = fail(fault, AT_WIRE, -ECONNRESET if status == 1 else status, -1, 0)
+                    break
+            if frame.kind == KIND_PAD:
+                channel.pad_bytes += frame.length
+                eventfd_write(self.signal_fd, 1)
+                continue
+            if frame.lane >= self.lane_count:
+                status = fail(fault, AT_FRAME, -EPROTO, -1, 0)
+                break
+            data = arrived
+            if frame.kind == KIND_ZSTD:
+                data = unpacked
+                if decompressor.decompress(unpacked, frame.raw_length, arrived, frame.length) < 0:
+                    status = fail(fault, AT_ZSTD, -EBADMSG, frame.lane, frame.offset)
+                    break
+            elif frame.kind == KIND_ZERO:
+                data = unpacked
+                memset(unpacked, 0, frame.raw_length)
+            status = self.deliver(&frame, data, fault)
+        self.pool.give(unpacked)
+        self.pool.give(arrived)
+        return status
+
+    cdef int deliver(self, const frame_t *frame, const void *data, fault_t *fault) noexcept nogil:
+        """Load a frame once all frames before it are loaded.  0 or -errno.
+
+        Waiting here cannot deadlock: a lane sends its frames one after the other, so the frame
+        that was sent first of all that are not loaded yet is at the head of its channel, and
+        everything before it in its lane is loaded.
+        """
+        cdef in_lane_t *lane = self.lanes[frame.lane]
+        cdef size_t done = 0
+        cdef int status = 0
+        cdef int64_t before
+        cdef bint late_mark
+        pthread_mutex_lock(&lane.lock)
+        while (lane.offset < frame.offset or lane.busy) and not lane.ended and not self.cancel.flag:
+            wait_turn(lane)
+        # On another channel, the frames behind a mark may have been faster.
+        late_mark = frame.kind == KIND_MARK and frame.offset < lane.offset
+        if self.cancel.flag:
+            status = fail(fault, AT_WIRE, -ECANCELED, frame.lane, frame.offset)
+        elif not late_mark and (lane.offset != frame.offset or lane.ended):
+            status = fail(fault, AT_FRAME, -EPROTO, frame.lane, frame.offset)
+        lane.busy = status == 0
+        pthread_mutex_unlock(&lane.lock)
+        if status < 0:
+            return status
+        # From here to the end this thread alone has the lane; the lock is free meanwhile, so that a
+        # device that does not return holds up nobody who only wants to look at the cancel switch.
+        if self.digests and not late_mark:
+            status = self.check_digest(lane, frame, data, fault)
+        if status == 0 and frame.raw_length > 0:
+            before = now_ns()
+            status = self.load(lane.port, frame, data, &done, fault)
+            lane.write_ns += now_ns() - before
+        pthread_mutex_lock(&lane.lock)
+        lane.offset += done
+        lane.wire_bytes += HEADER_SIZE + <uint64_t> frame.length
+        lane.frames += 1
+        if status == 0 and frame.kind == KIND_MARK:
+            lane.marks += 1
+        elif status == 0 and frame.kind == KIND_END:
+            lane.ended = 1
+        lane.busy = 0
+        pthread_cond_broadcast(&lane.turn)
+        pthread_mutex_unlock(&lane.lock)
+        if status == 0 and (frame.kind == KIND_MARK or frame.kind == KIND_END):
+            eventfd_write(self.signal_fd, 1)
+        return status
+
+    cdef int check_digest(self, in_lane_t *lane, const frame_t *frame, const void *data,
+                          fault_t *fault) noexcept nogil:
+        cdef uint32_t sum = digest(lane.digest, data, frame.raw_length)
+        if sum != frame.digest:
+            return fail(fault, AT_DIGEST, -EBADMSG, frame.lane, frame.offset)
+        lane.digest = sum
+        return 0
+
+    cdef int load(self, port_t *port, const frame_t *frame, const void *data, size_t *done,
+                  fault_t *fault) noexcept nogil:
+        """Write a frame's device bytes; a driver may take them in pieces.  0 or -errno."""
+        cdef ssize_t n
+        cdef int rounds = 0, status = 0
+        while status == 0 and done[0] < frame.raw_length:
+            n = port.write(port, <const char *> data + done[0], frame.raw_length - done[0])
+            if n > 0:
+                done[0] += n
+                rounds = 0
+            elif n == -EAGAIN:
+                status = wait_port(port, POLLOUT, &rounds, self.cancel.fd)
+            else:
+                status = <int> n if n < 0 else -EIO
+                fail(fault, AT_DEVICE, status, frame.lane, frame.offset + done[0])
+        return status
