@@ -162,7 +162,7 @@ def decide(
     initial = sum(p.initial for p in pending)
     if exact is not None and exact <= threshold and initial == 0 and acknowledged:
         return decision(
-            Verdict.SWITCH_OVER, f"{exact} bytes fit the threshold of {threshold} bytes"
+            Verdict.SWITCH_OVER, f"{_mib(exact)} fit the threshold of {_mib(threshold)}"
         )
     if budget <= 0:
         problem = (
@@ -170,7 +170,7 @@ def decide(
             f" the downtime limit is {policy.downtime_limit * 1e3:.0f} ms"
         )
     else:
-        problem = f"{left} bytes are left, {threshold} fit the downtime limit"
+        problem = f"{_mib(left)} are left, {_mib(threshold)} fit the downtime limit"
     if acknowledged and rate and left > threshold and not any(p.precopy for p in pending):
         problem = f"pre-copy has moved all it can and {problem}"
     elif now.iteration >= policy.max_iterations:
@@ -182,6 +182,10 @@ def decide(
     if policy.on_no_convergence == "switchover":
         return decision(Verdict.SWITCH_OVER, f"{problem}; switching over as the policy says")
     return decision(Verdict.GIVE_UP, problem)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
 
 
 def slowest(moves: Iterable[Move]) -> float:
