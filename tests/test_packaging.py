@@ -165,7 +165,6 @@ print(json.dumps([sys.path, [vfioflow.__file__] + [module.__file__ for module in
     assert [entry for entry in path if Path(entry).is_relative_to(ROOT)] == []
 
 
-@pytest.mark.skipif(not (ROOT / "vfioflow/cli").exists(), reason="no command line in this tree yet")
 def test_console_script(python: Path, tmp_path: Path) -> None:
     version = run(
         python, "-c", "import importlib.metadata as m; print(m.version('vfioflow'))", cwd=tmp_path
@@ -173,6 +172,9 @@ def test_console_script(python: Path, tmp_path: Path) -> None:
     command = python.with_name("vfioflow")
     assert version.strip() in run(command, "--version", cwd=tmp_path)
     assert "Usage:" in run(command, "--help", cwd=tmp_path)
+    report = json.loads(run(command, "demo", "--json", cwd=tmp_path))
+    assert report["outcome"] == "completed"
+    assert report["destination"]["outcome"] == "completed"
 
 
 def test_an_outside_pyx_compiles_against_the_wheel(python: Path, tmp_path: Path) -> None:
