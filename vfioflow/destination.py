@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import secrets
 import socket
@@ -22,7 +21,7 @@ from vfioflow.errors import (
     HandoverInDoubt,
     PeerLost,
     ProtocolError,
-    VfioflowError,
+    RemoteError,
 )
 from vfioflow.events import Observer, Phase, emit
 from vfioflow.hooks import Hooks, call
@@ -30,14 +29,13 @@ from vfioflow.lanes import Inbound, drive, last_words
 from vfioflow.policy import MAX_CHANNELS, Policy
 from vfioflow.precopy import Move
 from vfioflow.report import DeviceReport, Report
+from vfioflow.session import Session
 from vfioflow.states import Flags, State
 from vfioflow.threads import finish, in_thread
 from vfioflow.wire import messages
 from vfioflow.wire.connection import TOKEN_SIZE, Control, Preamble
 
 __all__ = ["Destination"]
-
-log = logging.getLogger("vfioflow")
 
 
 class _Lane:
@@ -59,7 +57,7 @@ class _Lane:
             self.port = None
 
 
-class Destination:
+class Destination(Session):
     """One migration, seen from the destination.  ``report`` is there however it ends."""
 
     def __init__(
@@ -72,24 +70,17 @@ class Destination:
         observer: Observer | None,
     ) -> None:
         self._control = Control(sock)
-        self._devices = list(devices)
+        report = Report(role="destination", outcome="failed", peer=str(self._control.peer))
+        super().__init__(devices, report, policy=policy, hooks=hooks, observer=observer)
         self._lanes: list[_Lane] = []
-        self._policy = policy
-        self._hooks = hooks
-        self._observer = observer
-        self._phase = Phase.CONNECT
         self._token = secrets.token_bytes(TOKEN_SIZE)
         self._sockets: list[socket.socket | None] = []
         self._all_here = asyncio.Event()
         self._in: Inbound | None = None
         self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._probe_wanted = 0
-        self._touched = False
         self._loaded = False
-        self._committed = False
-        self._stuck = False
         self._acknowledged = False
-        self.report = Report(role="destination", outcome="failed", peer=str(self._control.peer))
 
     async def run(self) -> Report:
         """Take the devices over.  Once per object.  Raises as `Listener.receive` does."""
@@ -306,9 +297,8 @@ class Destination:
             begin = time.monotonic()
             await call(self._hooks.start_vcpus)
         except Exception as error:
-            self.report.outcome = "in-doubt"
-            self.report.error = f"the source has given its devices up, but here: {error}"
-            await self._tell(messages.Failed(reason=str(error)))
+            self._in_doubt(error, "The source has given its devices up; see why they do not run")
+            await self._tell(self._control, messages.Failed(reason=str(error)))
             raise HandoverInDoubt(self.report.error) from error
         self.report.outcome = "completed"
         self.report.steps_ms["resume"] = resumed.seconds * 1e3
@@ -345,16 +335,14 @@ class Destination:
 
     async def _go_back(self, error: BaseException) -> None:
         """Reset the devices, tell the source; between LOADED and COMMIT, keep them as they are."""
-        report = self.report
-        cancelled = isinstance(error, asyncio.CancelledError)
-        report.error = "cancelled" if cancelled else str(error)
-        report.outcome = "cancelled" if cancelled else "failed"
-        self._enter(Phase.GOING_BACK)
-        if self._loaded and isinstance(error, PeerLost):
-            report.outcome = "in-doubt"
-            report.error = (
-                f"the hand-over is in doubt: {error}. The devices here hold the state and stay"
-                " stopped; see whether the source runs before you start anything"
+        failed = self._failed(error)
+        # A cancellation that had to wait comes with what happened meanwhile.
+        reason = error.__cause__ if isinstance(error, asyncio.CancelledError) else error
+        if self._loaded and not isinstance(reason, RemoteError):
+            self._in_doubt(
+                reason or error,
+                "The devices here hold the state and stay stopped; see whether the source runs"
+                " before you start anything",
             )
             return
         if self._in is not None:
@@ -363,21 +351,12 @@ class Destination:
             for lane in self._lanes:
                 lane.close()
         if not self._control.failure.done() and not isinstance(error, AdmissionError):
-            await self._tell(messages.Failed(reason=report.error, cancelled=cancelled))
+            await self._tell(self._control, failed)
         if self._touched:
             trouble = await barrier.reset_all(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
             )
-            for name, how in trouble.items():
-                report.error += f"; device {name}: {how}"
-                error.add_note(f"device {name}: {how}")
-
-    async def _tell(self, message: messages.Failed) -> None:
-        try:
-            async with asyncio.timeout(1.0):
-                await self._control.send(message)
-        except (TimeoutError, VfioflowError) as lost:
-            log.debug("the source could not be told: %s", str(lost))
+            self._add_trouble(trouble, error)
 
     async def _close(self) -> None:
         await self._fill_report()
@@ -397,10 +376,6 @@ class Destination:
     def _streams(self) -> Inbound:
         assert self._in is not None
         return self._in
-
-    def _enter(self, phase: Phase) -> None:
-        self._phase = phase
-        emit(self._observer, events.PhaseEntered(phase))
 
     async def _cross(self, name: str, state: State) -> barrier.Crossing:
         """Take all devices to ``state``, except those whose flags do not have it."""

@@ -31,20 +31,39 @@ _LAST_WORDS = 1.0
 """Seconds to wait, when a data connection breaks, for the peer's reason."""
 
 
-class Outbound:
-    """The source's lanes and channels.  Owns the sockets."""
+class _Ends:
+    """One side's connections, and the switch that ends its pumps.  Owns the sockets."""
+
+    def __init__(self, sockets: Sequence[socket.socket]) -> None:
+        self._sockets = list(sockets)
+        self.cancel = Cancel()
+        self.channels = [Channel(sock) for sock in sockets]
+
+    def stop(self) -> None:
+        """Make every pump return soon.  The channels cannot be used afterwards."""
+        self.cancel.set()
+        for sock in self._sockets:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the sockets; only when no pump runs."""
+        for sock in self._sockets:
+            sock.close()
+
+
+class Outbound(_Ends):
+    """The source's lanes and channels."""
 
     def __init__(
         self, names: Sequence[str], sockets: Sequence[socket.socket], policy: Policy
     ) -> None:
-        self._sockets = list(sockets)
-        self.cancel = Cancel()
+        super().__init__(sockets)
         self.limiter = Limiter(policy.max_bandwidth or 0)
         level = policy.zstd_level
         # A pump holds one buffer, and a second one where it compresses; a probe one per channel.
         pumps = len(names) * (1 if level is None else 2)
         self.pool = Pool(policy.chunk_size, max(pumps, len(sockets)))
-        self.channels = [Channel(sock) for sock in sockets]
         self.lanes = [
             OutLane(
                 name,
@@ -81,19 +100,9 @@ class Outbound:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_WR)
 
-    def stop(self) -> None:
-        """Make every pump return soon.  The channels cannot be used afterwards."""
-        self.cancel.set()
-        _shut(self._sockets)
 
-    def close(self) -> None:
-        """Close the sockets; only when no pump runs."""
-        for sock in self._sockets:
-            sock.close()
-
-
-class Inbound:
-    """The destination's lanes and channels.  Owns the sockets."""
+class Inbound(_Ends):
+    """The destination's lanes and channels."""
 
     def __init__(
         self,
@@ -104,10 +113,8 @@ class Inbound:
         digests: bool,
         signal_fd: int,
     ) -> None:
-        self._sockets = list(sockets)
-        self.cancel = Cancel()
+        super().__init__(sockets)
         self.lanes = list(lanes)
-        self.channels = [Channel(sock) for sock in sockets]
         self.receiver = Receiver(
             self.lanes,
             Pool(chunk_size, 2 * len(self.channels)),
@@ -120,22 +127,6 @@ class Inbound:
     def pad_bytes(self) -> int:
         """Pad bytes received on all channels."""
         return sum(channel.pad_bytes for channel in self.channels)
-
-    def stop(self) -> None:
-        """Make every pump return soon.  The channels cannot be used afterwards."""
-        self.cancel.set()
-        _shut(self._sockets)
-
-    def close(self) -> None:
-        """Close the sockets; only when no pump runs."""
-        for sock in self._sockets:
-            sock.close()
-
-
-def _shut(sockets: Sequence[socket.socket]) -> None:
-    for sock in sockets:
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
 
 
 async def drive(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from vfioflow.policy import Policy
 from vfioflow.precopy import Bandwidth, Verdict
 from vfioflow.report import Clock, DeviceReport, Report
 from vfioflow.rounds import Lane, Rounds, ask_sizes, source_seconds
+from vfioflow.session import Session
 from vfioflow.states import Flags, State, quiesced
 from vfioflow.threads import finish, in_thread, settle
 from vfioflow.wire import messages
@@ -35,8 +35,6 @@ from vfioflow.wire.address import Address
 from vfioflow.wire.connection import Control, Preamble, Role, connect, read_preamble
 
 __all__ = ["Source", "migrate"]
-
-log = logging.getLogger("vfioflow")
 
 T = TypeVar("T")
 
@@ -76,7 +74,7 @@ async def migrate(
     return await Source(devices, to, policy=policy, hooks=hooks, observer=observer).run()
 
 
-class Source:
+class Source(Session):
     """One migration, seen from the source.  ``report`` is there however it ends."""
 
     def __init__(
@@ -89,28 +87,22 @@ class Source:
         observer: Observer | None = None,
     ) -> None:
         self._address = Address.parse(to)
-        self._policy = policy or Policy()
-        self._hooks = hooks or Hooks()
-        self._observer = observer
-        self._devices = list(devices)
-        self._lanes = [Lane(device) for device in devices]
-        self._control: Control | None = None
-        self._out: Outbound | None = None
-        self._phase = Phase.CONNECT
-        self._bandwidth = Bandwidth()
-        self._round_trip = 0.0
-        self._load_seconds = 0.0
-        self._touched = False
-        self._vcpus_stopped = False
-        self._committed = False
-        self._stuck = False
-        self.report = Report(
+        policy = policy or Policy()
+        report = Report(
             role="source",
             outcome="failed",
             session=uuid.uuid4().hex,
             peer=str(self._address),
-            downtime_limit_ms=self._policy.downtime_limit * 1e3,
+            downtime_limit_ms=policy.downtime_limit * 1e3,
         )
+        super().__init__(devices, report, policy=policy, hooks=hooks or Hooks(), observer=observer)
+        self._lanes = [Lane(device) for device in devices]
+        self._control: Control | None = None
+        self._out: Outbound | None = None
+        self._bandwidth = Bandwidth()
+        self._round_trip = 0.0
+        self._load_seconds = 0.0
+        self._vcpus_stopped = False
 
     async def run(self) -> Report:
         """Migrate.  Once per object.  Raises as :func:`migrate` does."""
@@ -362,41 +354,28 @@ class Source:
 
     async def _go_back(self, error: BaseException) -> None:
         """Put everything back, whatever happened; after COMMIT, keep everything stopped."""
-        report = self.report
-        cancelled = isinstance(error, asyncio.CancelledError)
-        report.error = "cancelled" if cancelled else str(error)
-        report.outcome = "cancelled" if cancelled else "failed"
-        self._enter(Phase.GOING_BACK)
+        failed = self._failed(error)
         if self._out is not None:
             self._out.stop()
         if not self._stuck:
             for lane in self._lanes:
                 lane.close()
         if self._committed:
-            report.outcome = "in-doubt"
-            report.error = (
-                f"the hand-over is in doubt: {report.error}. The devices here stay stopped; see"
-                " whether the destination runs before you start anything"
+            self._in_doubt(
+                error,
+                "The devices here stay stopped; see whether the destination runs before you"
+                " start anything",
             )
             return
         if self._control is not None and not self._control.failure.done():
-            await self._tell(messages.Failed(reason=report.error, cancelled=cancelled))
+            await self._tell(self._control, failed)
         if self._touched:
             trouble = await barrier.back_to_running(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
             )
-            for name, how in trouble.items():
-                report.error += f"; device {name}: {how}"
-                error.add_note(f"device {name}: {how}")
+            self._add_trouble(trouble, error)
         if self._vcpus_stopped:
             await call(self._hooks.start_vcpus)
-
-    async def _tell(self, message: messages.Failed) -> None:
-        try:
-            async with asyncio.timeout(1.0):
-                await self._peer.send(message)
-        except (TimeoutError, VfioflowError) as lost:
-            log.debug("the destination could not be told: %s", str(lost))
 
     async def _close(self) -> None:
         await self._fill_report()
@@ -416,10 +395,6 @@ class Source:
     def _wire(self) -> Outbound:
         assert self._out is not None
         return self._out
-
-    def _enter(self, phase: Phase) -> None:
-        self._phase = phase
-        emit(self._observer, events.PhaseEntered(phase))
 
     async def _cross(self, name: str, moves: Sequence[tuple[Lane, State]]) -> None:
         crossing = await barrier.cross(

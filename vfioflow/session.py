@@ -1,0 +1,77 @@
+"""What the two sides of a migration have in common: phases, failure, and the way it is reported."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from vfioflow import events
+from vfioflow.devices.base import Device
+from vfioflow.errors import VfioflowError
+from vfioflow.events import Observer, Phase, emit
+from vfioflow.hooks import Hooks
+from vfioflow.policy import Policy
+from vfioflow.report import Report
+from vfioflow.wire import messages
+from vfioflow.wire.connection import Control
+
+__all__ = ["Session"]
+
+log = logging.getLogger("vfioflow")
+
+_TELL_SECONDS = 1.0
+"""How long to try to tell the peer that this side gives up."""
+
+
+class Session:
+    """One side of one migration.  ``report`` is there however it ends."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        report: Report,
+        *,
+        policy: Policy,
+        hooks: Hooks,
+        observer: Observer | None,
+    ) -> None:
+        self.report = report
+        self._devices = list(devices)
+        self._policy = policy
+        self._hooks = hooks
+        self._observer = observer
+        self._phase = Phase.CONNECT
+        # Whether a device's state was changed; whether COMMIT was said; whether a pump did not return.
+        self._touched = False
+        self._committed = False
+        self._stuck = False
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        emit(self._observer, events.PhaseEntered(phase))
+
+    def _failed(self, error: BaseException) -> messages.Failed:
+        """Put a failure into the report; what to tell the peer about it."""
+        cancelled = isinstance(error, asyncio.CancelledError)
+        self.report.outcome = "cancelled" if cancelled else "failed"
+        self.report.error = "cancelled" if cancelled else str(error)
+        self._enter(Phase.GOING_BACK)
+        return messages.Failed(reason=self.report.error, cancelled=cancelled)
+
+    def _in_doubt(self, error: BaseException, advice: str) -> None:
+        self.report.outcome = "in-doubt"
+        self.report.error = f"the hand-over is in doubt: {str(error) or 'cancelled'}. {advice}"
+
+    async def _tell(self, control: Control, message: messages.Failed) -> None:
+        try:
+            async with asyncio.timeout(_TELL_SECONDS):
+                await control.send(message)
+        except (TimeoutError, VfioflowError) as lost:
+            log.debug("%s could not be told: %s", control.peer, str(lost))
+
+    def _add_trouble(self, trouble: Mapping[str, str], error: BaseException) -> None:
+        """Devices that could not simply be put back, into the report and the error."""
+        for name, how in trouble.items():
+            self.report.error = f"{self.report.error}; device {name}: {how}"
+            error.add_note(f"device {name}: {how}")
