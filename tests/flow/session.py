@@ -136,3 +136,29 @@ def assert_source_runs(source: Sequence[SimDevice], before: dict[str, int] | Non
     assert ledger(source).balanced
     if before is not None:
         assert {d.name: d.true_digest() for d in source} == before
+
+
+def quiet_set(faulty=None, faults=()):
+    """A set that dirties nothing, so that its digest must not change; one device may have faults."""
+    kinds = {
+        "net0": {"profile": "mlx5", "state_size": 3 * MIB, "initial_bytes": 2 * MIB},
+        "gpu1": {"profile": "xe", "state_size": 2 * MIB},
+        "qat0": {"profile": "qat"},
+    }
+    return [
+        SimDevice(
+            name,
+            seed=7,
+            dirty_rate=0,
+            arc_seconds={},
+            load_seconds=0,
+            faults=faults if name == faulty else (),
+            **options,
+        )
+        for name, options in kinds.items()
+    ]
+
+
+def assert_went_back(source, destination, before):
+    assert_source_runs(source, before)
+    assert {d.state for d in destination} == {State.RUNNING}

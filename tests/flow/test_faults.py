@@ -1,61 +1,26 @@
 """What goes wrong, and that nothing is lost by it."""
 
 import asyncio
-import contextlib
 import errno
-import socket
-import struct
 
 import pytest
-from session import MIB, assert_source_runs, migrate, run
+from session import assert_source_runs, assert_went_back, migrate, quiet_set
 
 from vfioflow import (
     DeviceError,
     Fault,
     HandoverInDoubt,
     Hooks,
-    IntegrityError,
     NoConvergence,
-    PeerError,
     PeerLost,
     Policy,
-    ProtocolError,
     RemoteError,
-    SimDevice,
     StallError,
     State,
 )
-from vfioflow.devices.sim import ledger
 from vfioflow.events import BarrierPassed, Decided, Phase, PhaseEntered
-from vfioflow.wire.connection import Preamble, Role
 
 S = State
-
-
-def quiet_set(faulty=None, faults=()):
-    """A set that dirties nothing, so that its digest must not change; one device may have faults."""
-    kinds = {
-        "net0": {"profile": "mlx5", "state_size": 3 * MIB, "initial_bytes": 2 * MIB},
-        "gpu1": {"profile": "xe", "state_size": 2 * MIB},
-        "qat0": {"profile": "qat"},
-    }
-    return [
-        SimDevice(
-            name,
-            seed=7,
-            dirty_rate=0,
-            arc_seconds={},
-            load_seconds=0,
-            faults=faults if name == faulty else (),
-            **options,
-        )
-        for name, options in kinds.items()
-    ]
-
-
-def assert_went_back(source, destination, before):
-    assert_source_runs(source, before)
-    assert {d.state for d in destination} == {S.RUNNING}
 
 
 SOURCE_FAULTS = [
@@ -335,201 +300,3 @@ def test_cancel_after_the_commit_comes_too_late(devices):
     assert outcome.source.outcome == "completed"
     assert {d.state for d in source} == {S.STOP}
     assert {d.state for d in destination} == {S.RUNNING}
-
-
-# ------------------------------------------------------------- a bad wire
-
-
-def proxy(cut_after: int, *, flip_at: int | None = None):
-    """A wire that breaks: after so many bytes towards the destination all connections end."""
-
-    @contextlib.asynccontextmanager
-    async def between(target: str):
-        host, port = target.removeprefix("tcp://").rsplit(":", 1)
-        passed = 0
-        writers = []
-
-        async def pump(reader, writer, forward):
-            nonlocal passed
-            with contextlib.suppress(ConnectionError, OSError):
-                while data := await reader.read(65536):
-                    if forward:
-                        if flip_at is not None and passed <= flip_at < passed + len(data):
-                            data = bytearray(data)
-                            data[flip_at - passed] ^= 1
-                        passed += len(data)
-                        if passed > cut_after:
-                            for each in writers:
-                                each.transport.abort()
-                            return
-                    writer.write(data)
-                    await writer.drain()
-                writer.write_eof()
-
-        async def accept(reader, writer):
-            far_reader, far_writer = await asyncio.open_connection(host, int(port))
-            writers.extend((writer, far_writer))
-            await asyncio.gather(pump(reader, far_writer, True), pump(far_reader, writer, False))
-            for each in (writer, far_writer):
-                each.close()
-
-        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-            yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            for each in writers:
-                each.transport.abort()
-
-    return between
-
-
-def total_on_the_wire(devices):
-    """How many bytes a whole migration of the quiet set takes towards the destination."""
-    source, destination = devices(quiet_set)
-    outcome = migrate(source, destination)
-    return outcome.source.bytes_wire
-
-
-@pytest.mark.parametrize("part", [0, 31, 33, 200, 400_000, 0.3, 0.7, 0.95, 0.999, 1.0])
-def test_a_cut_wire_leaves_exactly_one_that_runs(devices, part):
-    total = total_on_the_wire(devices)
-    # The probe's pad bytes come on top and vary; fractions cut the device data somewhere behind it.
-    cut = part if isinstance(part, int) else int(total * part)
-    source, destination = devices(quiet_set)
-    before = {d.name: d.true_digest() for d in source}
-    outcome = migrate(source, destination, through=proxy(cut))
-    assert isinstance(outcome.source_error, PeerError | HandoverInDoubt)
-    if isinstance(outcome.source_error, HandoverInDoubt):
-        assert {d.state for d in source} == {S.STOP_COPY}
-    else:
-        assert_source_runs(source, before)
-
-
-def test_a_flipped_bit_on_the_wire_is_found_before_it_is_loaded(devices):
-    def only():
-        return [SimDevice("net0", profile="xe", state_size=4 * MIB, seed=1, arc_seconds={})]
-
-    source, destination = devices(only)
-    # Behind the largest probe (64 MiB of pad) lies device data.
-    flip = (1 + 4 + 16 + 64) * MIB + MIB // 4 + MIB
-    outcome = migrate(
-        source,
-        destination,
-        policy=Policy(downtime_limit=5.0, channels=1),
-        through=proxy(2**60, flip_at=flip),
-    )
-    if outcome.source_error is not None:
-        assert isinstance(outcome.destination_error, IntegrityError | ProtocolError)
-        assert isinstance(outcome.source_error, RemoteError)
-        assert_source_runs(source)
-
-
-# ---------------------------------------------------------- other peers
-
-
-async def fake_server(answer: bytes, *, close: bool = True):
-    """A server that is no vfioflow."""
-
-    async def accept(reader, writer):
-        await reader.read(1)
-        writer.write(answer)
-        await writer.drain()
-        if close:
-            writer.close()
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    return server, f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind", "match"),
-    [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(32), ProtocolError, "wrong magic"),
-        (b"", PeerLost, "closed the connection"),
-        (b"VFIOFLOW", PeerLost, "closed the connection"),
-        (b"VFIOFLOW\x09\x00\x01" + bytes(21), ProtocolError, "version 9"),
-        (
-            Preamble(Role.CONTROL).pack() + struct.pack("<I", 2**31),
-            ProtocolError,
-            "control message of 2147483648 bytes",
-        ),
-        (
-            Preamble(Role.CONTROL).pack() + struct.pack("<I", 4) + b"\xff\xff\xff\xff",
-            ProtocolError,
-            "control message that is none",
-        ),
-    ],
-    ids=["http", "nothing", "half", "other version", "huge", "garbage"],
-)
-def test_a_server_that_is_no_vfioflow(devices, answer, kind, match):
-    source, _ = devices(quiet_set)
-
-    async def body():
-        from vfioflow import migrate as api_migrate
-
-        server, address = await fake_server(answer)
-        async with server:
-            with pytest.raises(kind, match=match) as caught:
-                await api_migrate(source, address, policy=Policy(connect_timeout=5))
-        return caught.value
-
-    assert asyncio.run(body()).exit_code == 5
-    assert_source_runs(source)
-
-
-def test_nobody_there(devices):
-    source, _ = devices(quiet_set)
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        address = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
-    from vfioflow import migrate as api_migrate
-
-    with pytest.raises(PeerLost, match=f"cannot connect to {address}: Connection refused"):
-        asyncio.run(api_migrate(source, address))
-    assert_source_runs(source)
-
-
-@pytest.mark.parametrize(
-    "garbage",
-    [
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"",
-        b"VFIO",
-        bytes(64),
-        Preamble(Role.DATA, 0, b"x" * 16).pack(),
-        b"VFIOFLOW\x63\x00\x01" + bytes(21),
-    ],
-    ids=["http", "nothing", "half", "zeros", "wrong token", "other version"],
-)
-def test_garbage_on_the_port_disturbs_nobody(devices, garbage, caplog):
-    """It is logged, and the next source is served."""
-    source, destination = devices(quiet_set)
-
-    @contextlib.asynccontextmanager
-    async def through(address):
-        host, port = address.removeprefix("tcp://").rsplit(":", 1)
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(garbage)
-        writer.write_eof()
-        with contextlib.suppress(ConnectionResetError):  # bytes that nobody read
-            assert await reader.read() == b""
-        writer.close()
-        yield address
-
-    outcome = migrate(source, destination, through=through)
-    assert outcome.source_error is None
-    assert outcome.digests_match
-    assert "refused a connection from tcp://127.0.0.1" in caplog.text
-
-
-def test_one_listener_serves_one_migration_after_the_other(devices):
-    """A failed one leaves the destination as it was."""
-    source, destination = devices(quiet_set)
-
-    async def body():
-        first = await run(source, destination, policy=Policy(downtime_limit=1e-6))
-        second = await run(source, destination)
-        return first, second
-
-    first, second = asyncio.run(body())
-    assert isinstance(first.source_error, NoConvergence)
-    assert second.source_error is None
-    assert second.digests_match
-    assert ledger(source).balanced

@@ -1,0 +1,260 @@
+"""A wire that breaks, and peers that are none of ours."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+
+import pytest
+from session import assert_source_runs, migrate, quiet_set, run
+
+from vfioflow import (
+    HandoverInDoubt,
+    IntegrityError,
+    NoConvergence,
+    PeerError,
+    PeerLost,
+    Policy,
+    ProtocolError,
+    RemoteError,
+    State,
+)
+from vfioflow import migrate as api_migrate
+from vfioflow.devices.sim import ledger
+from vfioflow.events import BarrierPassed
+from vfioflow.wire.connection import Preamble, Role
+
+S = State
+
+
+def proxy(cut_after: int, *, flip: list | None = None, cut: list | None = None):
+    """A wire that breaks: after so many bytes towards the destination all connections end.
+
+    ``cut`` gets a function that breaks it at once.  When ``flip`` has an entry, one bit flips in
+    the middle of the next piece of data, and the entry becomes "done".
+    """
+
+    @contextlib.asynccontextmanager
+    async def between(target: str):
+        host, port = target.removeprefix("tcp://").rsplit(":", 1)
+        passed = 0
+        writers = []
+        if cut is not None:
+            cut.append(lambda: [each.transport.abort() for each in writers])
+
+        async def pump(reader, writer, forward):
+            nonlocal passed
+            with contextlib.suppress(ConnectionError, OSError):
+                while data := await reader.read(65536):
+                    if forward:
+                        if flip and flip[0] != "done" and len(data) > 4096:
+                            data = bytearray(data)
+                            data[len(data) // 2] ^= 1
+                            flip[0] = "done"
+                        passed += len(data)
+                        if passed > cut_after:
+                            for each in writers:
+                                each.transport.abort()
+                            return
+                    writer.write(data)
+                    await writer.drain()
+                writer.write_eof()
+
+        async def accept(reader, writer):
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+            writers.extend((writer, far_writer))
+            await asyncio.gather(pump(reader, far_writer, True), pump(far_reader, writer, False))
+            for each in (writer, far_writer):
+                each.close()
+
+        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+            yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            for each in writers:
+                each.transport.abort()
+
+    return between
+
+
+def total_on_the_wire(devices):
+    """How many bytes a whole migration of the quiet set takes towards the destination."""
+    source, destination = devices(quiet_set)
+    outcome = migrate(source, destination)
+    return outcome.source.bytes_wire
+
+
+@pytest.mark.parametrize("part", [0, 31, 33, 200, 400_000, 0.3, 0.7, 0.95, 0.999, 1.0])
+def test_a_cut_wire_leaves_exactly_one_that_runs(devices, part):
+    total = total_on_the_wire(devices)
+    # The probe's pad bytes come on top and vary; fractions cut the device data somewhere behind it.
+    cut = part if isinstance(part, int) else int(total * part)
+    source, destination = devices(quiet_set)
+    before = {d.name: d.true_digest() for d in source}
+    outcome = migrate(source, destination, through=proxy(cut))
+    assert isinstance(outcome.source_error, PeerError | HandoverInDoubt)
+    if isinstance(outcome.source_error, HandoverInDoubt):
+        assert {d.state for d in source} == {S.STOP_COPY}
+    else:
+        assert_source_runs(source, before)
+
+
+def test_a_flipped_bit_on_the_wire_is_found_before_it_is_loaded(devices):
+    source, destination = devices(quiet_set)
+    before = {d.name: d.true_digest() for d in source}
+    flip = []
+
+    def watch(side, event):
+        if side == "source" and isinstance(event, BarrierPassed) and event.name == "stop-copy":
+            flip.append("the next piece of device data")
+
+    outcome = migrate(source, destination, through=proxy(2**60, flip=flip), watch=watch)
+    assert flip == ["done"]
+    assert isinstance(outcome.destination_error, IntegrityError)
+    assert isinstance(outcome.source_error, RemoteError)
+    assert str(outcome.destination_error) in str(outcome.source_error)
+    assert_source_runs(source, before)
+    assert {d.state for d in destination} == {S.RUNNING}
+
+
+# ---------------------------------------------------------- other peers
+
+
+async def fake_server(answer: bytes, *, close: bool = True):
+    """A server that is no vfioflow."""
+
+    async def accept(reader, writer):
+        await reader.read(1)
+        writer.write(answer)
+        await writer.drain()
+        if close:
+            writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    return server, f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "match"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(32), ProtocolError, "wrong magic"),
+        (b"", PeerLost, "closed the connection"),
+        (b"VFIOFLOW", PeerLost, "closed the connection"),
+        (b"VFIOFLOW\x09\x00\x01" + bytes(21), ProtocolError, "version 9"),
+        (
+            Preamble(Role.CONTROL).pack() + struct.pack("<I", 2**31),
+            ProtocolError,
+            "control message of 2147483648 bytes",
+        ),
+        (
+            Preamble(Role.CONTROL).pack() + struct.pack("<I", 4) + b"\xff\xff\xff\xff",
+            ProtocolError,
+            "control message that is none",
+        ),
+    ],
+    ids=["http", "nothing", "half", "other version", "huge", "garbage"],
+)
+def test_a_server_that_is_no_vfioflow(devices, answer, kind, match):
+    source, _ = devices(quiet_set)
+
+    async def body():
+        server, address = await fake_server(answer)
+        async with server:
+            with pytest.raises(kind, match=match) as caught:
+                await api_migrate(source, address, policy=Policy(connect_timeout=5))
+        return caught.value
+
+    assert asyncio.run(body()).exit_code == 5
+    assert_source_runs(source)
+
+
+def test_nobody_there(devices):
+    source, _ = devices(quiet_set)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        address = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+    with pytest.raises(PeerLost, match=f"cannot connect to {address}: Connection refused"):
+        asyncio.run(api_migrate(source, address))
+    assert_source_runs(source)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"",
+        b"VFIO",
+        bytes(64),
+        Preamble(Role.DATA, 0, b"x" * 16).pack(),
+        b"VFIOFLOW\x63\x00\x01" + bytes(21),
+    ],
+    ids=["http", "nothing", "half", "zeros", "wrong token", "other version"],
+)
+def test_garbage_on_the_port_disturbs_nobody(devices, garbage, caplog):
+    """It is logged, and the next source is served."""
+    source, destination = devices(quiet_set)
+
+    @contextlib.asynccontextmanager
+    async def through(address):
+        host, port = address.removeprefix("tcp://").rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(garbage)
+        writer.write_eof()
+        with contextlib.suppress(ConnectionResetError):  # bytes that nobody read
+            assert await reader.read() == b""
+        writer.close()
+        yield address
+
+    outcome = migrate(source, destination, through=through)
+    assert outcome.source_error is None
+    assert outcome.digests_match
+    assert "refused a connection from tcp://127.0.0.1" in caplog.text
+
+
+def test_one_listener_serves_one_migration_after_the_other(devices):
+    """A failed one leaves the destination as it was."""
+    source, destination = devices(quiet_set)
+
+    async def body():
+        first = await run(source, destination, policy=Policy(downtime_limit=1e-6))
+        second = await run(source, destination)
+        return first, second
+
+    first, second = asyncio.run(body())
+    assert isinstance(first.source_error, NoConvergence)
+    assert second.source_error is None
+    assert second.digests_match
+    assert ledger(source).balanced
+
+
+def test_a_wire_cut_before_loaded_is_said_leaves_the_source_running(devices):
+    """The destination is ready and cannot say so: it holds the state, stopped, until told."""
+    source, destination = devices(quiet_set)
+    before = {d.name: d.true_digest() for d in source}
+    cut = []
+
+    def watch(side, event):
+        if side == "destination" and isinstance(event, BarrierPassed) and event.name == "ready":
+            cut[0]()
+
+    outcome = migrate(source, destination, through=proxy(2**60, cut=cut), watch=watch)
+    assert isinstance(outcome.source_error, PeerLost)
+    assert_source_runs(source, before)
+    assert isinstance(outcome.destination_error, HandoverInDoubt)
+    assert outcome.destination.outcome == "in-doubt"
+    assert "see whether the source runs" in str(outcome.destination_error)
+    assert {d.state for d in destination} <= {S.RUNNING_P2P, S.STOP}
+
+
+def test_a_wire_cut_after_the_commit_leaves_the_source_stopped(devices):
+    source, destination = devices(quiet_set)
+    cut = []
+
+    def watch(side, event):
+        if side == "destination" and isinstance(event, BarrierPassed) and event.name == "resume":
+            cut[0]()
+
+    outcome = migrate(source, destination, through=proxy(2**60, cut=cut), watch=watch)
+    assert isinstance(outcome.source_error, HandoverInDoubt)
+    assert outcome.source.outcome == "in-doubt"
+    assert "see whether the destination runs" in str(outcome.source_error)
+    assert {d.state for d in source} == {S.STOP_COPY}
+    assert outcome.destination.outcome == "completed"
+    assert {d.state for d in destination} == {S.RUNNING}
