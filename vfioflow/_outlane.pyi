@@ -48,9 +48,6 @@ class OutLane:
             MemoryError: no buffer.
         """
 
-    def hold(self, held: bool = True) -> None:
-        """Make a running pump, and later ones, return CANCELLED at the next chunk; or undo it."""
-
     def mark(self) -> None:
         """Say on the wire that the initial bytes end here.  Raises PeerLost."""
 

@@ -19,7 +19,6 @@ cdef class OutLane:
     cdef readonly uint32_t digest
     cdef bint digests
     cdef bint elide
-    cdef volatile bint held
     cdef channel_t **channels
     cdef int channel_count
     cdef int next_channel

@@ -34,7 +34,7 @@ from vfioflow._frame cimport (
 
 # What OutLane.pump returns.
 cdef enum:
-    _CANCELLED = 0      # Cancel was set, or the lane was held
+    _CANCELLED = 0      # Cancel was set
     _DRAINED = 1        # the device has nothing more for now
     _BUDGET = 2         # the budget is used up
     _END = 3            # the device's stream is at its end
@@ -117,10 +117,6 @@ cdef class OutLane:
             raise_fault(&fault, self.name, "reading its state")
         return status
 
-    def hold(self, bint held=True):
-        """Make a running pump, and any later one, return CANCELLED at its next chunk; or undo that."""
-        self.held = held
-
     def mark(self):
         """Say on the wire that the initial bytes end here.  Raises PeerLost."""
         self._send_bare(KIND_MARK)
@@ -155,7 +151,7 @@ cdef class OutLane:
             if budget == 0:
                 outcome = _BUDGET
                 break
-            if self.held or self.cancel.flag:
+            if self.cancel.flag:
                 break
             before = now_ns()
             n = self.fill(port, buffer, min(budget, self.pool.size), precopy, &status)
@@ -198,8 +194,6 @@ cdef class OutLane:
                 n = wait_port(port, POLLIN, &rounds, self.cancel.fd)
                 if n < 0:
                     status[0] = <int> n
-                    break
-                if self.held:
                     break
             else:
                 status[0] = <int> n

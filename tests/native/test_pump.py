@@ -322,15 +322,6 @@ def test_shutdown_ends_a_pump_that_waits_for_the_wire(stack):
         feeder.result()
 
 
-def test_hold_ends_a_pump_at_a_chunk_and_lets_it_go_on(stack):
-    wire = Wire(stack)
-    wire.out[0].hold()
-    wire.feeds[0].write(b"x" * 10)
-    assert wire.out[0].pump(wire.out_ports[0], 10, precopy=True) == CANCELLED
-    wire.out[0].hold(False)
-    assert wire.out[0].pump(wire.out_ports[0], 10, precopy=True) == BUDGET
-
-
 def test_cancel_ends_a_receiver_that_waits_for_its_turn(stack):
     wire = Wire(stack, channels=2)
     wire.near[0].sendall(_frame.pack(RAW, 0, 4, 100, 4, 0) + b"late")
