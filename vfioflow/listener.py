@@ -26,6 +26,9 @@ log = logging.getLogger("vfioflow")
 _GREETERS = 64
 """Connections whose purpose is not known yet; more wait in the system's queue."""
 
+_ACCEPT_PAUSE = 0.1
+"""Seconds to wait when no connection can be accepted, before the next try."""
+
 
 def listen(
     address: str,
@@ -116,11 +119,21 @@ class Listener:
 
     async def next_session(self) -> Destination:
         """Wait for a source; the session has yet to be run, and its report stays with it."""
-        sock = await self._waiting.get()
-        self._session = Destination(
-            sock, self._devices, policy=self._policy, hooks=self._hooks, observer=self._observer
-        )
-        return self._session
+        while True:
+            sock = await self._waiting.get()
+            try:
+                self._session = Destination(
+                    sock,
+                    self._devices,
+                    policy=self._policy,
+                    hooks=self._hooks,
+                    observer=self._observer,
+                )
+            except PeerError as error:
+                log.warning("a source left before it said anything: %s", str(error))
+                sock.close()
+            else:
+                return self._session
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -132,12 +145,17 @@ class Listener:
         gate = asyncio.Semaphore(_GREETERS)
         while True:
             await gate.acquire()
-            sock, _ = await loop.sock_accept(listening)
-            self._start(self._greet(sock, gate))
+            try:
+                sock, where = await loop.sock_accept(listening)
+            except OSError as error:  # out of descriptors, or the peer is gone already
+                gate.release()
+                log.error("cannot accept a connection: %s", error.strerror)
+                await asyncio.sleep(_ACCEPT_PAUSE)
+                continue
+            self._start(self._greet(sock, Address(where[0], where[1]), gate))
 
-    async def _greet(self, sock: socket.socket, gate: asyncio.Semaphore) -> None:
+    async def _greet(self, sock: socket.socket, peer: Address, gate: asyncio.Semaphore) -> None:
         """Find out what a connection is for.  Owns the socket until it is passed on."""
-        peer = Address.of(sock, peer=True)
         try:
             preamble = await read_preamble(sock, self._policy.connect_timeout)
             if preamble.role is Role.CONTROL:

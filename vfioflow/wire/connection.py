@@ -175,7 +175,10 @@ class Control:
         self._sock = sock
         self._inbox: asyncio.Queue[messages.Message] = asyncio.Queue(maxsize=16)
         self._sending = asyncio.Lock()
-        self.peer = Address.of(sock, peer=True)
+        try:
+            self.peer = Address.of(sock, peer=True)
+        except OSError as error:
+            raise PeerLost(f"the peer is gone: {_words(error)}") from None
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.failure.add_done_callback(lambda f: f.cancelled() or f.exception())
         self._reader = asyncio.create_task(self._read(), name="vfioflow-control")
