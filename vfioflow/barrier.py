@@ -90,7 +90,7 @@ async def cross(
         if not future.done():
             change = f"{starts[device.name]} -> {target}"
             errors.append(
-                DeviceError(device.name, change, errno.ETIMEDOUT, f"not back after {timeout:.0f} s")
+                DeviceError(device.name, change, errno.ETIMEDOUT, f"not back after {timeout:g} s")
             )
             future.add_done_callback(_close_late)
         elif error := future.exception():
@@ -189,7 +189,7 @@ async def _all(
     for device, future in futures.items():
         state: State | None = None
         if not future.done():
-            how = trouble[device.name] = f"did not return within {timeout:.0f} s"
+            how = trouble[device.name] = f"did not return within {timeout:g} s"
         elif error := future.exception():
             how = trouble[device.name] = str(error)
         else:

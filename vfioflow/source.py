@@ -301,7 +301,8 @@ class Source(Session):
     async def _await_loaded(self) -> None:
         """LOADED of all devices; an acknowledgement that nobody waited for may come before it."""
         self._enter(Phase.HAND_OVER)
-        limit = self._policy.stall_timeout + self._load_seconds
+        # Longer than the destination waits for its own devices: it knows the reason.
+        limit = 2 * self._policy.stall_timeout + self._load_seconds
         while True:
             message = await self._peer.expect(
                 messages.Loaded, messages.SwitchoverAck, timeout=limit, what="word that it loaded"
@@ -316,9 +317,8 @@ class Source(Session):
         """COMMIT, RUNNING; then the devices here are released.  Not to be interrupted."""
         self._committed = True
         await self._peer.send(messages.Commit())
-        running = await self._peer.expect(
-            messages.Running, timeout=self._policy.stall_timeout, what="word that it runs"
-        )
+        limit = 2 * self._policy.stall_timeout
+        running = await self._peer.expect(messages.Running, timeout=limit, what="word that it runs")
         self._clock.lap("commit")
         self._clock.split(
             "commit", resume=running.resume_seconds, start_vcpus=running.start_vcpus_seconds

@@ -158,6 +158,33 @@ def test_a_device_that_hangs_ends_the_migration(devices, at, side):
     assert {d.state for d in destination} == {S.RUNNING}
 
 
+@pytest.mark.parametrize(
+    ("side", "arc", "change"),
+    [
+        ("source", "PRE_COPY->PRE_COPY_P2P", "PRE_COPY -> PRE_COPY_P2P"),
+        ("destination", "RESUMING->STOP", "RESUMING -> STOP"),
+    ],
+)
+def test_a_change_that_never_returns_is_named_on_both_sides(devices, side, arc, change):
+    """The session ends without the device that hangs; all others are put back."""
+    faulty, _ = devices(lambda: quiet_set("net0", [Fault(arc, "hang")]))
+    good, _ = devices(quiet_set)
+    source, destination = (faulty, good) if side == "source" else (good, faulty)
+    outcome = migrate(source, destination, policy=Policy(downtime_limit=2.0, stall_timeout=0.4))
+    mine, other = outcome.source_error, outcome.destination_error
+    if side == "destination":
+        mine, other = other, mine
+    assert isinstance(mine, DeviceError)
+    assert (mine.device, mine.errno) == ("net0", errno.ETIMEDOUT)
+    assert isinstance(other, RemoteError)
+    for error in (mine, other):
+        assert f"device net0: {change}: ETIMEDOUT" in str(error)
+        assert "not back after 0.4 s" in str(error)
+    running = {d.name for d in (*source, *destination) if d.state is S.RUNNING}
+    assert running >= {"gpu1", "qat0"}
+    assert all(d.state is S.RUNNING for d in (*source, *destination) if d not in faulty)
+
+
 def test_a_set_that_does_not_converge_runs_on(devices):
     source, destination = devices(quiet_set)
     before = {d.name: d.true_digest() for d in source}

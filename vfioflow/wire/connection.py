@@ -102,7 +102,7 @@ async def connect(address: Address, preamble: Preamble, timeout: float) -> socke
                 else:
                     return sock
     except TimeoutError:
-        problem = f"no answer within {timeout:.0f} s"
+        problem = f"no answer within {timeout:g} s"
     except socket.gaierror as error:
         problem = error
     reason = problem if isinstance(problem, str) else _words(problem)
@@ -135,7 +135,7 @@ async def read_preamble(sock: socket.socket, timeout: float) -> Preamble:
                 raise ProtocolError("the peer does not speak vfioflow's protocol (wrong magic)")
             return Preamble.unpack(magic + await _read_exactly(sock, _PREAMBLE.size - len(magic)))
     except TimeoutError:
-        raise PeerLost(f"the peer said nothing within {timeout:.0f} s") from None
+        raise PeerLost(f"the peer said nothing within {timeout:g} s") from None
 
 
 async def send_preamble(sock: socket.socket, preamble: Preamble) -> None:
@@ -216,7 +216,7 @@ class Control:
             async with asyncio.timeout(timeout):
                 await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            raise PeerLost(f"{self.peer} did not send {what} within {timeout:.0f} s") from None
+            raise PeerLost(f"{self.peer} did not send {what} within {timeout:g} s") from None
         finally:
             if not getter.done():
                 getter.cancel()
