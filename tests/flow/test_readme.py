@@ -19,7 +19,7 @@ def test_the_example_runs(tmp_path):
         env={"PYTHONPATH": str(ROOT)}, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r"67\d{6} bytes, \d+ ms, STOP -> RUNNING\n", done.stdout), done.stdout
+    assert re.fullmatch(r"67141744 bytes, \d+ ms: RUNNING there\n", done.stdout), done.stdout
 
 
 def test_the_devices_file_loads(tmp_path):

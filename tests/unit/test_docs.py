@@ -35,16 +35,16 @@ def test_relative_links_resolve(page):
 
 def test_every_page_is_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [p.name for p in PAGES if p.parent.name == "docs" and f"docs/{p.name}" not in readme] == []
+    assert [
+        p.name for p in PAGES if p.parent.name == "docs" and f"docs/{p.name}" not in readme
+    ] == []
 
 
 def _rows() -> dict[str, int]:
     """The row of each module in the table of docs/architecture.md."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d) \| (.*) \|$", text, re.MULTILINE)
-    return {
-        name.strip("` "): int(number) for number, names in rows for name in names.split(",")
-    }
+    return {name.strip("` "): int(number) for number, names in rows for name in names.split(",")}
 
 
 def _imports(tree: ast.Module) -> set[str]:
