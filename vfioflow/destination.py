@@ -111,6 +111,7 @@ class Destination(Session):
         self._enter(Phase.CONNECT)
         limit = self._policy.connect_timeout
         hello = await self._control.expect(messages.Hello, timeout=limit, what="its greeting")
+        hello.check()
         self.report.session = hello.session
         await self._control.send(
             messages.Hello(
@@ -130,10 +131,11 @@ class Destination(Session):
         infos = {device.name: device.info for device in self._devices}
         here = [admission.Facts(i.name, i.driver, i.flags) for i in infos.values()]
         reasons = admission.check_set(offered) or admission.check_match(offered, here)
+        states = await barrier.states(self._devices, timeout=self._policy.stall_timeout)
         reasons = reasons or {
-            device.name: f"at the destination it is in {state}; only a RUNNING device is free"
-            for device in self._devices
-            if (state := device.state) != State.RUNNING
+            name: f"at the destination it is in {state}; only a RUNNING device is free"
+            for name, state in states.items()
+            if state != "RUNNING"
         }
         if not (1 <= offer.channels <= MAX_CHANNELS and 1 <= offer.chunk_size <= CHUNK_LIMIT):
             raise ProtocolError(
@@ -412,8 +414,6 @@ class Destination(Session):
                 DeviceReport(
                     name=lane.name,
                     profile=lane.info.profile or lane.info.driver,
-                    bytes_precopy=0,
-                    bytes_stopcopy=0,
                     bytes_wire=stream.wire_bytes if stream is not None else 0,
                     digest=f"{stream.digest:08x}" if stream is not None and digests else "",
                     digest_ok=True if stream is not None and stream.ended and digests else None,

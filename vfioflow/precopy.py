@@ -108,6 +108,7 @@ class Bandwidth:
         self._moved = 0.0
         self._seconds = 0.0
         self._first: float | None = None
+        self._best = 0.0
 
     @property
     def value(self) -> float | None:
@@ -118,11 +119,27 @@ class Bandwidth:
         """Take ``rate`` until there is a sample."""
         self._first = rate
 
-    def add(self, moved: int, seconds: float) -> None:
-        """Take in that ``moved`` device bytes took ``seconds``."""
-        if moved >= self.MIN_BYTES and seconds >= self.MIN_SECONDS:
-            self._moved = self.FADE * self._moved + moved
-            self._seconds = self.FADE * self._seconds + seconds
+    def add(self, moved: int, seconds: float) -> bool:
+        """Take in that ``moved`` device bytes took ``seconds``; whether that counted."""
+        if moved < self.MIN_BYTES or seconds < self.MIN_SECONDS:
+            return False
+        self._best = max(self._best, moved / seconds)
+        self._fade(moved, seconds)
+        return True
+
+    def refresh(self, moved: int, seconds: float) -> None:
+        """Take in a probe of the wire, where rounds have become too small to count.
+
+        It knows nothing of the devices' own rates, so it counts only up to the best sample.
+        """
+        if self._best:
+            self._fade(moved, max(seconds, moved / self._best))
+        else:
+            self._first = moved / seconds
+
+    def _fade(self, moved: float, seconds: float) -> None:
+        self._moved = self.FADE * self._moved + moved
+        self._seconds = self.FADE * self._seconds + seconds
 
 
 def decide(

@@ -16,8 +16,9 @@ class DeviceReport(msgspec.Struct, kw_only=True):
     name: str
     profile: str
     """The profile of a simulated device, or the driver of a real one."""
-    bytes_precopy: int = 0
-    bytes_stopcopy: int = 0
+    bytes_precopy: int | None = None
+    """None at the destination, which does not tell the two apart."""
+    bytes_stopcopy: int | None = None
     bytes_wire: int = 0
     """Bytes of its frames on the wire, headers included."""
     iterations: int = 0

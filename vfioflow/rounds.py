@@ -25,6 +25,9 @@ __all__ = ["Drive", "Lane", "Rounds", "ask_sizes", "source_seconds"]
 _SHORTEST = 0.05
 """Seconds from the start of one round to the next at least; little to move is no reason to spin."""
 
+_STALE = 1.0
+"""Seconds after which a bandwidth is measured again; the probe's 50 ms are then 5 % of the wire."""
+
 _ROUND_SECONDS = 1.0
 """About how long a round may take, so that decisions and limits are looked at in between."""
 
@@ -117,7 +120,8 @@ class Rounds:
     """Iterates over the devices that can pre-copy until :func:`precopy.decide` says otherwise.
 
     ``fixed_seconds`` is the part of the downtime that does not depend on how much is left;
-    ``unsent`` tells how many bytes still wait in the sockets.  ``iterations`` counts the rounds.
+    ``unsent`` tells how many bytes still wait in the sockets; ``probe`` measures the wire: bytes,
+    and the seconds they took.  ``iterations`` counts the rounds.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class Rounds:
         control: Control,
         drive: Drive,
         unsent: Callable[[], int],
+        probe: Callable[[], Awaitable[tuple[int, float]]],
         bandwidth: Bandwidth,
         fixed_seconds: float,
         observer: Observer | None,
@@ -138,6 +143,8 @@ class Rounds:
         self._control = control
         self._drive = drive
         self._unsent = unsent
+        self._probe = probe
+        self._measured = 0.0
         self._bandwidth = bandwidth
         self._fixed_seconds = fixed_seconds
         self._observer = observer
@@ -149,7 +156,7 @@ class Rounds:
         Raises whatever the devices, the wire or the peer fail with.
         """
         acknowledged = asyncio.create_task(self._await_ack())
-        begin = last = time.monotonic()
+        begin = last = self._measured = time.monotonic()
         moved = 0
         try:
             while True:
@@ -163,6 +170,8 @@ class Rounds:
                 started = time.monotonic()
                 moved = await self._round()
                 await self._pause(started + _SHORTEST - time.monotonic(), acknowledged)
+                if acknowledged.done():
+                    await self._measure_again()
                 if moved or acknowledged.done():
                     last = time.monotonic()
                 elif time.monotonic() - last > self._policy.stall_timeout:
@@ -222,7 +231,8 @@ class Rounds:
         moved = [lane.sent - sent for lane, sent in zip(self._copying, before, strict=True)]
         for lane, part in zip(self._copying, moved, strict=True):
             lane.iterations += part > 0
-        self._bandwidth.add(sum(moved) - self._unsent(), seconds)
+        if self._bandwidth.add(sum(moved) - self._unsent(), seconds):
+            self._measured = time.monotonic()
         self.iterations += 1
         return sum(moved)
 
@@ -230,6 +240,12 @@ class Rounds:
         chunk = self._policy.chunk_size
         most = max(16 * chunk, int(_ROUND_SECONDS * (self._bandwidth.value or 0)))
         lane.pump(min(max(lane.pending.precopy, chunk), most), precopy=True)
+
+    async def _measure_again(self) -> None:
+        """Rounds that have become small say nothing of the rate; a look at the wire does."""
+        if time.monotonic() - self._measured > _STALE:
+            self._bandwidth.refresh(*await self._probe())
+            self._measured = time.monotonic()
 
     async def _pause(self, seconds: float, acknowledged: asyncio.Task[None]) -> None:
         """Wait, or until the peer has something to say."""

@@ -17,6 +17,7 @@ from vfioflow.errors import (
     HandoverInDoubt,
     IntegrityError,
     NoConvergence,
+    PeerLost,
     ProtocolError,
     VfioflowError,
 )
@@ -108,7 +109,7 @@ class Source(Session):
         """Migrate.  Once per object.  Raises as :func:`migrate` does."""
         begin = time.monotonic()
         try:
-            self._admit()
+            await self._admit()
             await self._connect()
             await self._offer()
             await self._measure_wire()
@@ -130,15 +131,16 @@ class Source(Session):
 
     # ------------------------------------------------------------------ set-up
 
-    def _admit(self) -> None:
+    async def _admit(self) -> None:
         """Refuse what may not migrate, before anything is touched."""
         facts = [admission.Facts(i.name, i.driver, i.flags) for i in (x.info for x in self._lanes)]
         if reasons := admission.check_set(facts):
             raise AdmissionError(reasons)
+        states = await barrier.states(self._devices, timeout=self._policy.stall_timeout)
         if reasons := {
-            lane.name: f"it is in {state}; only a RUNNING device can be migrated"
-            for lane in self._lanes
-            if (state := lane.device.state) != State.RUNNING
+            name: f"it is in {state}; only a RUNNING device can be migrated"
+            for name, state in states.items()
+            if state != "RUNNING"
         }:
             raise AdmissionError(reasons)
 
@@ -150,6 +152,8 @@ class Source(Session):
         try:
             await read_preamble(sock, limit)
             self._control = Control(sock)
+        except PeerLost as error:
+            raise PeerLost(f"{self._address}: {error}") from None
         finally:
             if self._control is None:
                 sock.close()
@@ -161,8 +165,9 @@ class Source(Session):
                 session=self.report.session,
             )
         )
-        await self._control.expect(messages.Hello, timeout=limit, what="its greeting")
+        hello = await self._control.expect(messages.Hello, timeout=limit, what="its greeting")
         self._round_trip = time.monotonic() - begin
+        hello.check()
 
     async def _offer(self) -> None:
         """OFFER the set; ACCEPT brings the token that opens the data connections."""
@@ -210,9 +215,14 @@ class Source(Session):
             lane.out = out
 
     async def _measure_wire(self) -> None:
-        """Send pad bytes, so that the first decision already knows the wire's rate.
+        """Let the first decision know the wire's rate already."""
+        size, seconds = await self._probe()
+        self._bandwidth.assume(size / seconds)
 
-        The probe grows until it takes long enough to mean something.
+    async def _probe(self) -> tuple[int, float]:
+        """Send pad bytes, more and more until it takes long enough to mean something.
+
+        Returns the bytes of the last try and the seconds that they took.
         """
         out, control = self._wire, self._peer
         size, most = _PROBE
@@ -231,9 +241,8 @@ class Source(Session):
             )
             seconds = time.monotonic() - begin
             if seconds >= _PROBE_SECONDS or size >= most:
-                break
+                return size, seconds
             size *= 4
-        self._bandwidth.assume(size / seconds)
 
     # ---------------------------------------------------------------- pre-copy
 
@@ -247,6 +256,7 @@ class Source(Session):
             control=self._peer,
             drive=self._drive,
             unsent=self._wire.unsent,
+            probe=self._probe,
             bandwidth=self._bandwidth,
             fixed_seconds=source_seconds(self._lanes) + self._load_seconds + 2 * self._round_trip,
             observer=self._observer,
@@ -464,5 +474,5 @@ class Source(Session):
                     final_state=states[lane.name],
                 )
             )
-        report.bytes_total = sum(d.bytes_precopy + d.bytes_stopcopy for d in report.devices)
+        report.bytes_total = sum(lane.sent for lane in self._lanes)
         report.bytes_wire = sum(d.bytes_wire for d in report.devices)

@@ -169,6 +169,20 @@ class TestBandwidth:
         bandwidth.add(100 * MB, 0.1)
         assert bandwidth.value == pytest.approx(1000 * MB)
 
+    def test_a_probe_refreshes_up_to_the_best_sample(self):
+        """The wire may be faster than the devices: then what they have shown is the limit."""
+        bandwidth = Bandwidth()
+        assert bandwidth.add(100 * MB, 0.1)
+        assert bandwidth.add(100 * MB, 0.5)
+        assert not bandwidth.add(1, 1.0)
+        low = bandwidth.value
+        for _ in range(20):
+            bandwidth.refresh(64 * MB, 0.001)
+        assert low < bandwidth.value == pytest.approx(1000 * MB, rel=0.01)
+        for _ in range(20):
+            bandwidth.refresh(64 * MB, 1.0)
+        assert bandwidth.value == pytest.approx(64 * MB, rel=0.01)
+
     def test_large_samples_weigh_more_and_old_ones_fade(self):
         bandwidth = Bandwidth()
         bandwidth.add(900 * MB, 0.9)

@@ -47,7 +47,7 @@ _END_SECONDS = 10.0
     metavar="N",
     help="Shifts the seed of every device: other contents, otherwise the same.",
 )
-@policy_options(precopy_timeout="20s", on_no_convergence="switchover")
+@policy_options(precopy_timeout="5s", on_no_convergence="switchover")
 @json_option
 @verbosity
 def command(devices_file: str | None, seed: int, policy: Policy, as_json: bool) -> int:

@@ -111,7 +111,7 @@ def devices(report: Report) -> Table:
         moved = (
             (
                 units.size(device.bytes_precopy) if device.bytes_precopy else units.UNKNOWN,
-                units.size(device.bytes_stopcopy),
+                units.size(device.bytes_stopcopy or 0),
                 str(device.iterations) if device.iterations else units.UNKNOWN,
             )
             if source

@@ -242,7 +242,9 @@ class Control:
                 await self._inbox.put(message)
         except msgspec.DecodeError as error:
             self._fail(ProtocolError(f"{self.peer} sent a control message that is none: {error}"))
-        except (PeerLost, ProtocolError, RemoteError) as error:
+        except PeerLost as error:
+            self._fail(PeerLost(f"{self.peer}: {error}"))
+        except (ProtocolError, RemoteError) as error:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:

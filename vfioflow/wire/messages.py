@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from vfioflow.errors import ProtocolError
+
 __all__ = [
     "Accept",
     "Commit",
@@ -44,6 +46,14 @@ class Hello(_Message, frozen=True, tag="hello"):
     version: int
     software: str
     session: str = ""
+
+    def check(self) -> None:
+        """Raise ProtocolError unless the peer speaks this version."""
+        if self.version != VERSION:
+            raise ProtocolError(
+                f"the peer ({self.software}) speaks version {self.version} of the protocol, this"
+                f" side {VERSION}: install the same vfioflow on both"
+            )
 
 
 class OfferedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
