@@ -13,6 +13,9 @@ class Channel:
     """One connection for data frames.  Takes a connected stream socket and keeps it blocking."""
 
     def __init__(self, socket: socket.socket) -> None: ...
+    def keep(self) -> None:
+        """Take the descriptor from the socket: closed when the last pump is done with it."""
+
     @property
     def wire_bytes(self) -> int:
         """Bytes sent on this connection, headers included."""

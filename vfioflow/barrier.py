@@ -46,6 +46,21 @@ class Crossing:
     seconds: float
     moved: Mapping[str, Moved]
 
+    def hand_out(self, take: Callable[[str, int], None]) -> None:
+        """Give each new data fd, with its device's name, to ``take``, which then owns it.
+
+        When one cannot be taken, those behind it are closed.  Raises what ``take`` raises.
+        """
+        left = [(name, moved.data_fd) for name, moved in self.moved.items() if moved.data_fd >= 0]
+        while left:
+            name, data_fd = left.pop(0)
+            try:
+                take(name, data_fd)
+            except BaseException:
+                for _, other in left:
+                    os.close(other)
+                raise
+
 
 async def cross(
     name: str,
@@ -109,7 +124,10 @@ async def cross(
 
 def _move(device: Device, start: State, target: State) -> Moved:
     begin = time.monotonic()
-    data_fd = device.set_state(target)
+    data_fd: object = device.set_state(target)
+    if not isinstance(data_fd, int):
+        what = f"{start} -> {target} gave {data_fd!r} where an fd or -1 is due"
+        raise DeviceError(device.name, what, errno.EPROTO)
     return Moved(device, start, target, time.monotonic() - begin, data_fd)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import secrets
@@ -18,6 +19,7 @@ from vfioflow._inlane import CHUNK_LIMIT, InLane
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,
+    DeviceError,
     HandoverInDoubt,
     PeerLost,
     ProtocolError,
@@ -50,6 +52,10 @@ class _Lane:
     @property
     def name(self) -> str:
         return self.info.name
+
+    def adopt(self, data_fd: int) -> None:
+        self.port = self.device.port(data_fd)
+        self.stream = InLane(self.name, self.port)
 
     def close(self) -> None:
         if self.port is not None:
@@ -148,10 +154,12 @@ class Destination(Session):
         self._lanes = [_Lane(by_name[device.name]) for device in offer.devices]
         self._touched = True
         crossing = await self._cross("resuming", State.RESUMING)
+        lanes = {lane.name: lane for lane in self._lanes}
+        crossing.hand_out(lambda name, data_fd: lanes[name].adopt(data_fd))
         for lane in self._lanes:
-            data_fd = crossing.moved[lane.name].data_fd
-            lane.port = lane.device.port(data_fd)
-            lane.stream = InLane(lane.name, lane.port)
+            if lane.stream is None:
+                advice = "it gave no data fd"
+                raise DeviceError(lane.name, "entering RESUMING", errno.EBADF, advice)
 
     async def _open_channels(self, offer: messages.Offer) -> None:
         """ACCEPT; then the data connections arrive by way of the listener."""
@@ -210,7 +218,7 @@ class Destination(Session):
                 stop=inbound.stop,
                 failure=self._control.failure,
                 moved=lambda: sum(lane.offset for lane in inbound.lanes),
-                busy=lambda: [lane.name for lane in inbound.lanes if lane.busy],
+                busy=lambda: [f"device {lane.name}" for lane in inbound.lanes if lane.busy],
                 stall_timeout=self._policy.stall_timeout,
                 tick=self._progress,
             )
@@ -297,10 +305,11 @@ class Destination(Session):
         try:
             resumed = await self._cross("resume", State.RUNNING)
             begin = time.monotonic()
-            await call(self._hooks.start_vcpus)
-        except Exception as error:
+            await call(self._hooks.start_vcpus, "start_vcpus")
+        except BaseException as error:  # a hook may end in a cancellation of its own
             self._in_doubt(error, "The source has given its devices up; see why they do not run")
-            await self._tell(self._control, messages.Failed(reason=str(error)))
+            reason = str(error) or type(error).__name__
+            await self._tell(self._control, messages.Failed(reason=reason))
             raise HandoverInDoubt(self.report.error) from error
         self.report.outcome = "completed"
         self.report.steps_ms["resume"] = resumed.seconds * 1e3
@@ -338,11 +347,10 @@ class Destination(Session):
     async def _go_back(self, error: BaseException) -> None:
         """Reset the devices, tell the source; between LOADED and COMMIT, keep them as they are."""
         failed = self._failed(error)
-        # A cancellation that had to wait comes with what happened meanwhile.
-        reason = error.__cause__ if isinstance(error, asyncio.CancelledError) else error
+        reason = self._reason(error)
         if self._loaded and not isinstance(reason, RemoteError):
             self._in_doubt(
-                reason or error,
+                reason,
                 "The devices here hold the state and stay stopped; see whether the source runs"
                 " before you start anything",
             )
@@ -363,7 +371,7 @@ class Destination(Session):
     async def _close(self) -> None:
         await self._fill_report()
         if self._in is not None:
-            self._in.close()
+            self._in.close(stuck=self._stuck)
         else:
             for sock in self._sockets:
                 if sock is not None:

@@ -21,6 +21,7 @@ __all__ = [
     "ConfigError",
     "DeviceError",
     "HandoverInDoubt",
+    "HookError",
     "IllegalTransition",
     "IntegrityError",
     "NoConvergence",
@@ -75,6 +76,10 @@ class DeviceError(VfioflowError, OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+class HookError(VfioflowError, RuntimeError):
+    """A hook of the user's raised; what it raised is the ``__cause__``."""
 
 
 class IllegalTransition(VfioflowError, ValueError):

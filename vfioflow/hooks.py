@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from vfioflow.errors import HookError
+
 __all__ = ["Hook", "Hooks", "call"]
 
 Hook: TypeAlias = Callable[[], Awaitable[None] | None]
@@ -30,10 +32,14 @@ class Hooks:
     called: the virtual machine goes on there."""
 
 
-async def call(hook: Hook | None) -> None:
-    """Run a hook to its end; nothing for None."""
+async def call(hook: Hook | None, name: str) -> None:
+    """Run a hook to its end; nothing for None.  Raises HookError for whatever it raises."""
     if hook is None:
         return
-    result = hook()
-    if inspect.isawaitable(result):
-        await result
+    try:
+        result = hook()
+        if inspect.isawaitable(result):
+            await result
+    except Exception as error:
+        what = str(error) or type(error).__name__
+        raise HookError(f"the hook {name} failed: {what}") from error

@@ -46,10 +46,13 @@ class _Ends:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        """Close the sockets; only when no pump runs."""
-        for sock in self._sockets:
-            sock.close()
+    def close(self, *, stuck: bool) -> None:
+        """Close the sockets; where a pump is ``stuck``, as soon as it is done with them."""
+        for sock, channel in zip(self._sockets, self.channels, strict=True):
+            if stuck:
+                channel.keep()
+            else:
+                sock.close()
 
 
 class Outbound(_Ends):
@@ -63,7 +66,7 @@ class Outbound(_Ends):
         level = policy.zstd_level
         # A pump holds one buffer, and a second one where it compresses; a probe one per channel.
         pumps = len(names) * (1 if level is None else 2)
-        self.pool = Pool(policy.chunk_size, max(pumps, len(sockets)))
+        self.pool = Pool(policy.frame_size, max(pumps, len(sockets)))
         self.lanes = [
             OutLane(
                 name,
@@ -167,9 +170,7 @@ async def drive(
             if now != last or not names:
                 last, since = now, loop.time()
             elif waiting and loop.time() - since > stall_timeout:
-                raise StallError(
-                    f"device {', '.join(names)}: nothing has moved for {stall_timeout:g} s"
-                )
+                raise StallError(f"{', '.join(names)}: nothing has moved for {stall_timeout:g} s")
     except PeerLost:
         await last_words(failure)
         raise

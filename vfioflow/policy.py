@@ -110,6 +110,17 @@ class Policy:
         """The level of "zstd:LEVEL", else None."""
         return int(self.compression[5:]) if self.compression.startswith("zstd:") else None
 
+    @property
+    def frame_size(self) -> int:
+        """Most device bytes in one frame, in bytes: ``chunk_size``, or less under a low bandwidth.
+
+        A frame must not take so long that waiting for its turn looks like a stall.
+        """
+        if self.max_bandwidth is None:
+            return self.chunk_size
+        quick = int(self.max_bandwidth * self.stall_timeout / 8)
+        return min(self.chunk_size, max(quick, _CHUNK_RANGE[0]))
+
     def channel_count(self, devices: int) -> int:
         """How many data connections a set of so many devices gets."""
         return self.channels or min(max(devices, 1), 8)

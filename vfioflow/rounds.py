@@ -61,10 +61,9 @@ class Lane:
         return self.out
 
     def adopt(self, data_fd: int) -> None:
-        """Own the data fd that a state change handed out; nothing for -1."""
-        if data_fd >= 0:
-            self.data_fd = data_fd
-            self.port = self.device.port(data_fd)
+        """Own the data fd that a state change handed out."""
+        self.data_fd = data_fd
+        self.port = self.device.port(data_fd)
 
     def pump(self, budget: int, *, precopy: bool) -> int:
         """See :meth:`OutLane.pump`.  Blocking."""
@@ -80,6 +79,25 @@ class Lane:
         if not self.marked:
             self.marked = True
             self.stream.mark()
+
+    def ask_info(self) -> None:
+        """Ask the device how much pre-copy has to move.  Blocking."""
+        self.busy = True
+        try:
+            info = self.device.precopy_info(self.data_fd)
+            self.pending = Pending(self.name, True, info.initial_bytes, info.dirty_bytes)
+        finally:
+            self.busy = False
+
+    def ask_size(self) -> None:
+        """Ask the device how much stop-copy would move.  Blocking."""
+        old = self.pending
+        self.busy = True
+        try:
+            size = self.device.stop_copy_size()
+            self.pending = Pending(old.name, old.can_precopy, old.initial, old.dirty, size)
+        finally:
+            self.busy = False
 
     def close(self) -> None:
         """Close the data fd; only when no pump runs."""
@@ -98,9 +116,7 @@ class Drive(Protocol):
 def ask_sizes(lanes: Sequence[Lane]) -> list[Pending]:
     """The exact sizes, by MIG_DATA_SIZE.  Blocking."""
     for lane in lanes:
-        old = lane.pending
-        size = lane.device.stop_copy_size()
-        lane.pending = Pending(old.name, old.can_precopy, old.initial, old.dirty, size)
+        lane.ask_size()
     return [lane.pending for lane in lanes]
 
 
@@ -199,9 +215,8 @@ class Rounds:
 
         def survey() -> Decision:
             for lane in self._copying:
-                info = lane.device.precopy_info(lane.data_fd)
-                lane.pending = Pending(lane.name, True, info.initial_bytes, info.dirty_bytes)
-                if info.initial_bytes == 0 and not lane.marked:
+                lane.ask_info()
+                if lane.pending.initial == 0 and not lane.marked:
                     lane.mark()
                     marked.append(lane.name)
             now = Round(
@@ -237,7 +252,7 @@ class Rounds:
         return sum(moved)
 
     def _copy(self, lane: Lane) -> None:
-        chunk = self._policy.chunk_size
+        chunk = self._policy.frame_size
         most = max(16 * chunk, int(_ROUND_SECONDS * (self._bandwidth.value or 0)))
         lane.pump(min(max(lane.pending.precopy, chunk), most), precopy=True)
 

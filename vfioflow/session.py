@@ -42,7 +42,8 @@ class Session:
         self._hooks = hooks
         self._observer = observer
         self._phase = Phase.CONNECT
-        # Whether a device's state was changed; whether COMMIT was said; whether a pump did not return.
+        # Whether a device's state was changed; whether COMMIT was said; whether a pump did not
+        # return, whose fds then stay open: closing them would free their numbers for others.
         self._touched = False
         self._committed = False
         self._stuck = False
@@ -58,6 +59,13 @@ class Session:
         self.report.error = "cancelled" if cancelled else str(error)
         self._enter(Phase.GOING_BACK)
         return messages.Failed(reason=self.report.error, cancelled=cancelled)
+
+    @staticmethod
+    def _reason(error: BaseException) -> BaseException:
+        """What happened: a cancellation that had to wait comes with it as its cause."""
+        if isinstance(error, asyncio.CancelledError) and error.__cause__ is not None:
+            return error.__cause__
+        return error
 
     def _in_doubt(self, error: BaseException, advice: str) -> None:
         self.report.outcome = "in-doubt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -14,11 +15,13 @@ from vfioflow._outlane import END
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,
+    DeviceError,
     HandoverInDoubt,
     IntegrityError,
     NoConvergence,
     PeerLost,
     ProtocolError,
+    StallError,
     VfioflowError,
 )
 from vfioflow.events import Observer, Phase, emit
@@ -29,7 +32,7 @@ from vfioflow.precopy import Bandwidth, Verdict
 from vfioflow.report import Clock, DeviceReport, Report
 from vfioflow.rounds import Lane, Rounds, ask_sizes, source_seconds
 from vfioflow.session import Session
-from vfioflow.states import Flags, State, quiesced
+from vfioflow.states import SAVING, Flags, State, quiesced
 from vfioflow.threads import finish, in_thread, settle
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
@@ -104,6 +107,7 @@ class Source(Session):
         self._round_trip = 0.0
         self._load_seconds = 0.0
         self._vcpus_stopped = False
+        self._probing = False
 
     async def run(self) -> Report:
         """Migrate.  Once per object.  Raises as :func:`migrate` does."""
@@ -134,7 +138,12 @@ class Source(Session):
     async def _admit(self) -> None:
         """Refuse what may not migrate, before anything is touched."""
         facts = [admission.Facts(i.name, i.driver, i.flags) for i in (x.info for x in self._lanes)]
-        if reasons := admission.check_set(facts):
+        reasons = admission.check_set(facts) or {
+            lane.name: f"its name is {lane.device.name!r}, its info says {lane.name!r}"
+            for lane in self._lanes
+            if lane.device.name != lane.name
+        }
+        if reasons:
             raise AdmissionError(reasons)
         states = await barrier.states(self._devices, timeout=self._policy.stall_timeout)
         if reasons := {
@@ -157,7 +166,6 @@ class Source(Session):
         finally:
             if self._control is None:
                 sock.close()
-        begin = time.monotonic()
         await self._control.send(
             messages.Hello(
                 version=messages.VERSION,
@@ -166,7 +174,6 @@ class Source(Session):
             )
         )
         hello = await self._control.expect(messages.Hello, timeout=limit, what="its greeting")
-        self._round_trip = time.monotonic() - begin
         hello.check()
 
     async def _offer(self) -> None:
@@ -188,7 +195,7 @@ class Source(Session):
                     for lane in self._lanes
                 ],
                 channels=channels,
-                chunk_size=policy.chunk_size,
+                chunk_size=policy.frame_size,
                 digests=policy.digest,
             )
         )
@@ -215,7 +222,8 @@ class Source(Session):
             lane.out = out
 
     async def _measure_wire(self) -> None:
-        """Let the first decision know the wire's rate already."""
+        """Let the first decision know the wire's round trip and rate already."""
+        self._round_trip = await self._send_pad(1)
         size, seconds = await self._probe()
         self._bandwidth.assume(size / seconds)
 
@@ -224,25 +232,35 @@ class Source(Session):
 
         Returns the bytes of the last try and the seconds that they took.
         """
-        out, control = self._wire, self._peer
         size, most = _PROBE
+        if rate := self._policy.max_bandwidth:
+            size = max(min(size, int(rate * _PROBE_SECONDS)), 1)
         while True:
-            begin = time.monotonic()
-            part = max(size // len(out.channels), 1)
-            await control.send(messages.Probe(size=part * len(out.channels)))
+            seconds = await self._send_pad(size)
+            if seconds >= _PROBE_SECONDS or size >= most:
+                return size, seconds
+            size *= 4
+
+    async def _send_pad(self, size: int) -> float:
+        """About ``size`` pad bytes there, and the answer back; the seconds that it took."""
+        out = self._wire
+        part = -(-size // len(out.channels))
+        begin = time.monotonic()
+        await self._peer.send(messages.Probe(size=part * len(out.channels)))
+        self._probing = True
+        try:
             await self._drive(
                 [
                     in_thread(c.pad, part, out.pool, out.limiter, out.cancel, name="probe")
                     for c in out.channels
                 ]
             )
-            await control.expect(
-                messages.ProbeDone, timeout=self._policy.stall_timeout, what="the probe's answer"
-            )
-            seconds = time.monotonic() - begin
-            if seconds >= _PROBE_SECONDS or size >= most:
-                return size, seconds
-            size *= 4
+        finally:
+            self._probing = False
+        await self._peer.expect(
+            messages.ProbeDone, timeout=self._policy.stall_timeout, what="the probe's answer"
+        )
+        return time.monotonic() - begin
 
     # ---------------------------------------------------------------- pre-copy
 
@@ -280,7 +298,7 @@ class Source(Session):
         self._enter(Phase.STOP_COPY)
         self._clock = Clock(self.report.steps_ms)
         self._vcpus_stopped = True
-        await call(self._hooks.stop_vcpus)
+        await call(self._hooks.stop_vcpus, "stop_vcpus")
         self._clock.lap("stop_vcpus")
         await self._peer.send(messages.Switchover())
         await self._cross(
@@ -357,7 +375,7 @@ class Source(Session):
             lane.close()
         try:
             await self._cross("release", [(lane, State.STOP) for lane in self._lanes])
-        except VfioflowError as error:
+        except (VfioflowError, OSError) as error:
             self.report.error = f"migrated, but a device here was not released: {error}"
 
     # ----------------------------------------------------------------- failure
@@ -372,7 +390,7 @@ class Source(Session):
                 lane.close()
         if self._committed:
             self._in_doubt(
-                error,
+                self._reason(error),
                 "The devices here stay stopped; see whether the destination runs before you"
                 " start anything",
             )
@@ -385,12 +403,16 @@ class Source(Session):
             )
             self._add_trouble(trouble, error)
         if self._vcpus_stopped:
-            await call(self._hooks.start_vcpus)
+            try:
+                await call(self._hooks.start_vcpus, "start_vcpus")
+            except VfioflowError as failed_too:
+                self.report.error = f"{self.report.error}; the vCPUs are stopped: {failed_too}"
+                error.add_note(f"the vCPUs are stopped: {failed_too}")
 
     async def _close(self) -> None:
         await self._fill_report()
         if self._out is not None:
-            self._out.close()
+            self._out.close(stuck=self._stuck)
         if self._control is not None:
             await self._control.close()
 
@@ -413,13 +435,18 @@ class Source(Session):
             timeout=self._policy.stall_timeout,
             observer=self._observer,
         )
-        for lane, _ in moves:
-            lane.adopt(crossing.moved[lane.name].data_fd)
+        lanes = {lane.name: lane for lane, _ in moves}
+        crossing.hand_out(lambda name, data_fd: lanes[name].adopt(data_fd))
+        for lane, state in moves:
+            if state in SAVING and lane.port is None:
+                raise DeviceError(lane.name, f"entering {state}", errno.EBADF, "it gave no data fd")
 
     async def _call(self, function: Callable[[], T], *, name: str) -> T:
         """Run a short blocking call on a thread."""
+        limit = self._policy.stall_timeout
         future = in_thread(function, name=name)
-        await settle([future])
+        if not await settle([future], timeout=limit):
+            raise StallError(f"{', '.join(self._busy())}: no answer for {limit:g} s")
         return future.result()
 
     async def _drive(self, futures: Sequence[asyncio.Future[T]]) -> list[T]:
@@ -431,13 +458,17 @@ class Source(Session):
                 stop=out.stop,
                 failure=self._peer.failure,
                 moved=lambda: sum(channel.wire_bytes for channel in out.channels),
-                busy=lambda: [lane.name for lane in self._lanes if lane.busy],
+                busy=self._busy,
                 stall_timeout=self._policy.stall_timeout,
                 tick=self._progress,
             )
         finally:
             # A pump that does not return keeps its data fd: closing it would free the number.
             self._stuck = not all(future.done() for future in futures)
+
+    def _busy(self) -> list[str]:
+        busy = [f"device {lane.name}" for lane in self._lanes if lane.busy]
+        return busy or (["the probe of the wire"] if self._probing else [])
 
     def _progress(self) -> None:
         if self._observer is None:

@@ -38,6 +38,7 @@ cdef class Limiter:
 cdef class Channel:
     cdef channel_t c
     cdef object socket
+    cdef bint owned
 
 
 cdef int64_t now_ns() noexcept nogil

@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close
 
 from errnos cimport EBADMSG, ECONNRESET, EINTR, ETIMEDOUT, errno
 from pthread cimport (
@@ -23,6 +24,7 @@ from vfioflow.errors import DeviceError, IntegrityError, PeerLost, ProtocolError
 cdef enum:
     # Longest that a limited lane may fall behind its rate and still catch up: 10 ms.
     BURST_NS = 10 * 1000 * 1000
+    MAX_WAIT_MS = 1 << 30
 
 
 cdef int64_t now_ns() noexcept nogil:
@@ -155,7 +157,7 @@ cdef class Limiter:
         pthread_mutex_unlock(&self.lock)
         if wait < 1000000:
             return 0
-        status = wait_fd(-1, 0, cancel_fd, <int> (wait // 1000000))
+        status = wait_fd(-1, 0, cancel_fd, <int> min(wait // 1000000, MAX_WAIT_MS))
         return 0 if status == -ETIMEDOUT else status
 
 
@@ -173,7 +175,15 @@ cdef class Channel:
         self.c.fd = socket.fileno()
 
     def __dealloc__(self):
+        if self.owned:
+            close(self.c.fd)
         pthread_mutex_destroy(&self.c.lock)
+
+    def keep(self):
+        """Take the descriptor from the socket: it is closed when the last pump is done with it."""
+        if not self.owned:
+            self.socket.detach()
+            self.owned = 1
 
     @property
     def wire_bytes(self):

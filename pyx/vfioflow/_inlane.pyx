@@ -179,7 +179,7 @@ cdef class Receiver:
         cdef int status = 0
         if arrived == NULL or unpacked == NULL:
             status = fail(fault, AT_MEMORY, -ENOMEM, -1, 0)
-        while status == 0:
+        while status == 0 and not self.cancel.flag:
             status = recv_all(fd, header, HEADER_SIZE)
             if status == 1:
                 break
@@ -231,8 +231,10 @@ cdef class Receiver:
         pthread_mutex_lock(&lane.lock)
         while (lane.offset < frame.offset or lane.busy) and not lane.ended and not self.cancel.flag:
             wait_turn(lane)
-        # On another channel, the frames behind a mark may have been faster.
-        late_mark = frame.kind == KIND_MARK and frame.offset < lane.offset
+        # On another channel, the frames behind a mark, or the end itself, may have been faster.
+        late_mark = frame.kind == KIND_MARK and (
+            frame.offset < lane.offset or (lane.ended and frame.offset == lane.offset)
+        )
         if self.cancel.flag:
             status = fail(fault, AT_WIRE, -ECANCELED, frame.lane, frame.offset)
         elif not late_mark and (lane.offset != frame.offset or lane.ended):

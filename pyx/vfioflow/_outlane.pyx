@@ -157,6 +157,8 @@ cdef class OutLane:
             n = self.fill(port, buffer, min(budget, self.pool.size), precopy, &status)
             between = now_ns()
             self.read_ns += between - before
+            if self.cancel.flag:    # the session may be long over: its sockets are not ours any more
+                break
             if n > 0:
                 outcome = self.send_data(buffer, n, packed, fault)
                 self.send_ns += now_ns() - between

@@ -2,6 +2,10 @@
 
 import asyncio
 import errno
+import fcntl
+import os
+import socket
+import threading
 
 import pytest
 from session import assert_source_runs, assert_went_back, migrate, quiet_set
@@ -10,14 +14,17 @@ from vfioflow import (
     DeviceError,
     Fault,
     HandoverInDoubt,
+    HookError,
     Hooks,
     NoConvergence,
     PeerLost,
     Policy,
     RemoteError,
+    SimDevice,
     StallError,
     State,
 )
+from vfioflow._fdio import Port
 from vfioflow.events import BarrierPassed, Decided, Phase, PhaseEntered
 
 S = State
@@ -220,7 +227,9 @@ def test_a_stop_hook_that_fails(devices):
         destination,
         source_hooks=Hooks(stop_vcpus=stop, start_vcpus=lambda: calls.append("start")),
     )
-    assert str(outcome.source_error) == "the VMM says no"
+    assert isinstance(outcome.source_error, HookError)
+    assert str(outcome.source_error) == "the hook stop_vcpus failed: the VMM says no"
+    assert isinstance(outcome.source_error.__cause__, RuntimeError)
     assert calls == ["start"]
     assert_went_back(source, destination, before)
     assert "the VMM says no" in str(outcome.destination_error)
@@ -266,6 +275,153 @@ def test_a_device_that_does_not_resume_after_commit_is_in_doubt(devices):
     assert isinstance(outcome.destination_error, HandoverInDoubt)
     assert "gpu1" in str(outcome.destination_error)
     assert {d.state for d in source} == {S.STOP_COPY}  # the state is still there, and stopped
+
+
+def test_a_start_hook_that_is_cancelled_after_commit_is_in_doubt(devices):
+    """The task that it awaits was cancelled: no reason to leave the source without a word."""
+    source, destination = devices(quiet_set)
+
+    async def start():
+        raise asyncio.CancelledError
+
+    outcome = migrate(source, destination, hooks=Hooks(start_vcpus=start))
+    assert isinstance(outcome.source_error, HandoverInDoubt)
+    assert isinstance(outcome.destination_error, HandoverInDoubt)
+    assert (outcome.source.outcome, outcome.destination.outcome) == ("in-doubt", "in-doubt")
+    assert "CancelledError" in outcome.source.error
+
+
+def test_both_errors_are_told_when_the_vcpus_cannot_be_started_again(devices):
+    source, destination = devices(quiet_set)
+
+    def fail(what):
+        raise RuntimeError(what)
+
+    outcome = migrate(
+        source,
+        destination,
+        source_hooks=Hooks(stop_vcpus=lambda: fail("first"), start_vcpus=lambda: fail("second")),
+    )
+    assert str(outcome.source_error) == "the hook stop_vcpus failed: first"
+    assert "the vCPUs are stopped: the hook start_vcpus failed: second" in outcome.source.error
+    assert_source_runs(source)
+
+
+def test_a_mark_and_an_end_may_overtake_each_other(devices):
+    """A switchover before all initial bytes are sent marks and ends a stream at the same place."""
+    for _ in range(20):
+        source, destination = devices(
+            lambda: [SimDevice("d", state_size=400_000, initial_bytes=300_000, seed=1)]
+        )
+        policy = Policy(
+            channels=8,
+            max_iterations=1,
+            on_no_convergence="switchover",
+            downtime_limit=0.001,
+            chunk_size=4096,
+            max_bandwidth=20_000_000,
+        )
+        outcome = migrate(source, destination, policy=policy)
+        assert outcome.source_error is None
+        assert outcome.digests_match
+
+
+# ----------------------------------------------------------------- devices of others
+
+
+class Blocking:
+    """A device whose read does not return, whatever becomes of its session, until it is told to."""
+
+    def __init__(self, device):
+        self._device = device
+        self.pipe = os.pipe()
+        os.close(device.set_state(S.STOP_COPY))
+        device.set_state(S.RUNNING)
+        self.opened = False
+
+    def __getattr__(self, name):
+        return getattr(self._device, name)
+
+    def set_state(self, state):
+        self.opened = self.opened or state is S.STOP_COPY
+        data_fd = self._device.set_state(state)
+        if data_fd < 0:
+            return -1
+        os.close(data_fd)
+        return self.pipe[0]
+
+    def port(self, data_fd):
+        port = Port(data_fd)
+        fcntl.fcntl(data_fd, fcntl.F_SETFL, 0)  # as drivers that ignore O_NONBLOCK
+        return port
+
+
+def test_a_read_that_returns_too_late_writes_nowhere(devices):
+    """Its channel's number may be somebody else's socket by then."""
+    source, destination = devices(lambda: [SimDevice("d", profile="xe", state_size=4096, seed=1)])
+    blocking = Blocking(source[0])
+    outcome = migrate([blocking], destination, policy=Policy(downtime_limit=9.0, stall_timeout=0.3))
+    assert isinstance(outcome.source_error, StallError)
+    assert "device d: nothing has moved for 0.3 s" in str(outcome.source_error)
+    pairs = [socket.socketpair() for _ in range(8)]
+    os.write(blocking.pipe[1], b"late" * 100)
+    os.close(blocking.pipe[1])
+    for thread in threading.enumerate():
+        if thread.name.startswith("vfioflow-"):
+            thread.join(10)
+            assert not thread.is_alive()
+    for near, far in pairs:
+        far.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            far.recv(1)
+        near.close()
+        far.close()
+
+
+@pytest.mark.parametrize("call", ["stop_copy_size", "precopy_info"])
+def test_a_question_that_is_never_answered_is_a_stall(devices, call):
+    source, destination = devices(quiet_set)
+    answer = threading.Event()
+    original = getattr(source[0], call)
+    asked = []
+
+    def silent(*args):
+        asked.append(call)
+        answer.wait(20)
+        return original(*args)
+
+    setattr(source[0], call, silent)
+    try:
+        outcome = migrate(source, destination, policy=Policy(downtime_limit=2.0, stall_timeout=0.3))
+    finally:
+        answer.set()
+    assert asked
+    assert isinstance(outcome.source_error, StallError)
+    assert "device net0" in str(outcome.source_error)
+    assert {d.state for d in source} == {S.RUNNING}
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [(None, "gave None where an fd or -1 is due"), (-1, "it gave no data fd")],
+    ids=["None", "no fd"],
+)
+def test_a_device_that_breaks_the_protocol_is_named(devices, result, message):
+    source, destination = devices(quiet_set)
+    original = source[0].set_state
+
+    def wrong(state):
+        fd = original(state)
+        if fd >= 0:
+            os.close(fd)
+        return result if state is S.PRE_COPY else fd
+
+    source[0].set_state = wrong
+    outcome = migrate(source, destination)
+    assert isinstance(outcome.source_error, DeviceError)
+    assert outcome.source_error.device == "net0"
+    assert message in str(outcome.source_error)
+    assert {d.state for d in source} == {S.RUNNING}
 
 
 # ----------------------------------------------------------------- cancelling

@@ -18,6 +18,7 @@ from vfioflow import (
     ProtocolError,
     RemoteError,
     State,
+    listen,
 )
 from vfioflow import migrate as api_migrate
 from vfioflow.devices.sim import ledger
@@ -258,3 +259,35 @@ def test_a_wire_cut_after_the_commit_leaves_the_source_stopped(devices):
     assert {d.state for d in source} == {S.STOP_COPY}
     assert outcome.destination.outcome == "completed"
     assert {d.state for d in destination} == {S.RUNNING}
+
+
+def test_a_source_that_had_to_wait_does_not_take_that_for_the_wires_round_trip(devices):
+    """A stranger with a valid preamble holds the listener until its greeting is overdue."""
+    source, destination = devices(quiet_set)
+
+    @contextlib.asynccontextmanager
+    async def through(address):
+        host, port = address.removeprefix("tcp://").rsplit(":", 1)
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(Preamble(Role.CONTROL).pack())
+        yield address
+        writer.close()
+
+    async def body():
+        async with contextlib.AsyncExitStack() as stack:
+            listener = await stack.enter_async_context(
+                listen("tcp://127.0.0.1:0", destination, policy=Policy(connect_timeout=1.0))
+            )
+            await stack.enter_async_context(through(listener.address))
+            first = asyncio.create_task(listener.receive())
+            going = asyncio.create_task(
+                api_migrate(source, listener.address, policy=Policy(downtime_limit=0.6))
+            )
+            with pytest.raises(PeerLost, match="did not send its greeting within 1 s"):
+                await first
+            await listener.receive()
+            return await going
+
+    report = asyncio.run(body())
+    assert report.outcome == "completed"
+    assert {d.state for d in source} == {S.STOP}

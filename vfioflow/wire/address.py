@@ -25,6 +25,7 @@ class Address:
         try:
             parts = urlsplit(text)
             host, port = parts.hostname, parts.port
+            (host or "").encode("idna")
         except ValueError as error:
             raise ConfigError(f"{text!r} is not an address: {error}") from None
         if parts.scheme != "tcp" or not host or port is None or parts.path or parts.query:
