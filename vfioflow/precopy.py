@@ -23,6 +23,10 @@ __all__ = [
 ]
 
 
+_SETTLED = 2.0
+"""Seconds of pre-copy before a set counts as hopeless."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pending:
     """What one device still has to move, in bytes.
@@ -153,8 +157,10 @@ def decide(
     1. The estimate fits the threshold, then the exact sizes do (``ask_exact`` is called only here;
        without it ``now`` counts as exact), all initial bytes are sent, and they are
        acknowledged where the policy asks for it: SWITCH_OVER.
-    2. All that pre-copy can move has moved and is acknowledged, and the rest still does not fit:
-       no further round can help.
+    2. All that pre-copy can move has moved and is acknowledged, and the rest still does not fit; or
+       what exists only in stop-copy does not by far (half as much again, since a bandwidth is
+       never exact): no further round can help.  Not in the first ``_SETTLED`` seconds: by then
+       the wire was measured more than once.
     3. ``max_iterations`` rounds, or 4. ``precopy_timeout`` seconds, have passed.
 
     For 2 to 4 ``on_no_convergence`` decides between GIVE_UP and SWITCH_OVER.  Otherwise: ITERATE.
@@ -188,8 +194,12 @@ def decide(
         )
     else:
         problem = f"{_mib(left)} are left, {_mib(threshold)} fit the downtime limit"
-    if acknowledged and rate and left > threshold and not any(p.precopy for p in pending):
+    floor = sum(p.exact - p.precopy for p in pending if exact is not None or not p.can_precopy)
+    settled = acknowledged and rate > 0 and initial == 0 and now.elapsed >= _SETTLED
+    if settled and left > threshold and not any(p.precopy for p in pending):
         problem = f"pre-copy has moved all it can and {problem}"
+    elif settled and floor > 1.5 * threshold:
+        problem = f"{_mib(floor)} exist only in stop-copy, {_mib(threshold)} fit the downtime limit"
     elif now.iteration >= policy.max_iterations:
         problem = f"after {now.iteration} iterations {problem}"
     elif now.elapsed >= policy.precopy_timeout:

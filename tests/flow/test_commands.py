@@ -5,6 +5,8 @@ import re
 import select
 import signal
 import socket
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -319,3 +321,38 @@ def test_a_seed_shifts_every_device(devices):
 
     assert digests(0) == digests(0)
     assert not set(digests(0)) & set(digests(7))
+
+
+# --------------------------------------------------------- odd surroundings
+
+
+def test_a_report_that_cannot_be_written_does_not_change_the_exit_code(devices):
+    """It is migrated; a stack that reads exit codes must not start the source again."""
+    with receiving(devices) as receive, Path("/dev/full").open("w") as full:
+        sent = subprocess.run(
+            [sys.executable, "-m", "vfioflow", "send", "--devices", devices, "--to",
+             receive.address, "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        code, report = receive.report()
+    assert (code, report["outcome"]) == (0, "completed")
+    assert "cannot write to standard output: No space left on device" in sent.stderr
+    assert sent.returncode == 0
+
+
+def test_closed_standard_files_do_no_harm(devices):
+    with receiving(devices) as receive:
+        shell = 'exec "$0" -m vfioflow send --devices "$1" --to "$2" <&- >&- 2>&-'
+        sent = subprocess.run(
+            ["sh", "-c", shell, sys.executable, devices, receive.address], check=False
+        )
+        code, report = receive.report()
+    assert (code, report["outcome"]) == (0, "completed")
+    assert sent.returncode == 0
+
+
+def test_an_odd_host_name_is_a_wrong_address(devices):
+    with running("send", "--devices", devices, "--to", "tcp://a..b:1") as send:
+        code, _, log = send.end()
+    assert code == 2
+    assert "vfioflow: error: 'tcp://a..b:1' is not an address" in log

@@ -15,7 +15,7 @@ ALL = FLAG_SETS[3]
 
 
 def a_round(
-    *pending, bandwidth=1000 * MB, fixed=0.125, iteration=5, elapsed=1.0, acknowledged=True
+    *pending, bandwidth=1000 * MB, fixed=0.125, iteration=5, elapsed=3.0, acknowledged=True
 ):
     return Round(iteration, elapsed, pending, bandwidth, fixed, acknowledged)
 
@@ -49,11 +49,11 @@ def test_exact_sizes_are_asked_for_only_when_the_estimate_fits():
 def test_exact_sizes_overrule_the_estimate():
     now = a_round(Pending("net0", True, 0, 10 * MB))
     decision = decide(
-        now, Policy(downtime_limit=0.375), lambda: [Pending("net0", True, 0, 10 * MB, 900 * MB)]
+        now, Policy(downtime_limit=0.375), lambda: [Pending("net0", True, 0, 10 * MB, 300 * MB)]
     )
     assert decision.verdict is Verdict.ITERATE
-    assert (decision.estimate, decision.exact) == (10 * MB, 900 * MB)
-    assert decision.reason == "900.0 MiB are left, 250.0 MiB fit the downtime limit"
+    assert (decision.estimate, decision.exact) == (10 * MB, 300 * MB)
+    assert decision.reason == "300.0 MiB are left, 250.0 MiB fit the downtime limit"
 
 
 def test_initial_bytes_hold_the_switchover_back():
@@ -101,12 +101,16 @@ def test_a_size_that_is_not_known_counts_the_precopy_part():
             "after 60.0 s of pre-copy 300.0 MiB are left",
         ),
         (
+            a_round(Pending("net0", True, 0, 1 * MB, 401 * MB)),
+            "400.0 MiB exist only in stop-copy, 250.0 MiB fit",
+        ),
+        (
             a_round(Pending("net0", True, 0, 0, 10), fixed=0.5),
             "pre-copy has moved all it can and state changes and round trips alone take 500 ms,"
             " the downtime limit is 375 ms",
         ),
     ],
-    ids=["floor", "iterations", "time", "transitions"],
+    ids=["moved all", "iterations", "time", "stop-copy only", "transitions"],
 )
 def test_what_does_not_converge_is_the_users_choice(now, reason, choice, verdict):
     policy = Policy(
@@ -115,6 +119,12 @@ def test_what_does_not_converge_is_the_users_choice(now, reason, choice, verdict
     decision = decide(now, policy)
     assert decision.verdict is verdict
     assert decision.reason.startswith(reason)
+
+
+def test_a_set_is_not_hopeless_before_the_wire_was_measured_twice():
+    hopeless = Pending("gpu0", False, stop_copy=900 * MB)
+    assert decide(a_round(hopeless, elapsed=1.9), Policy()).verdict is Verdict.ITERATE
+    assert decide(a_round(hopeless, elapsed=2.0), Policy()).verdict is Verdict.GIVE_UP
 
 
 def test_without_a_bandwidth_nothing_is_known():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -92,4 +93,14 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
+    _open_standard_files()
     cli(prog_name="vfioflow")
+
+
+def _open_standard_files() -> None:
+    """A daemon may start with descriptors 0 to 2 closed: no socket of ours must get their numbers."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

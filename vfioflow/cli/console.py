@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -13,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["complain", "is_quiet", "stderr", "verbosity", "verbosity_flags"]
+__all__ = ["complain", "is_quiet", "put", "stderr", "verbosity", "verbosity_flags"]
 
 _KEY = "vfioflow.verbosity"
 _LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
@@ -25,6 +26,21 @@ def stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def put(text: str) -> None:
+    """Write to standard output.
+
+    A report that cannot be written changes nothing of what was done, nor of the exit code that says so.
+    """
+    try:
+        click.echo(text)
+    except OSError as error:
+        complain(f"cannot write to standard output: {error.strerror}", kind="warning: ")
+        # What is still buffered would fail again when the interpreter ends.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
 
 
 def complain(message: str, notes: Iterable[str] = (), *, kind: str = "error: ") -> None:

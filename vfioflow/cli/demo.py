@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vfioflow.cli.console import is_quiet, verbosity, verbosity_flags
+from vfioflow.cli.console import is_quiet, put, verbosity, verbosity_flags
 from vfioflow.cli.options import devices_option, json_option, policy_options
 from vfioflow.errors import PeerLost
 from vfioflow.events import Phase
@@ -93,7 +93,7 @@ def _demo(devices_file: Path, seed: int, policy: Policy, as_json: bool) -> int:
             checks = _checks(child.report) if ended.report.outcome == "completed" else []
             _follow(ended.report, child.report)
             if as_json:
-                click.echo(to_json(ended.report, destination=child.report))
+                put(to_json(ended.report, destination=child.report))
             elif ended.report.outcome == "completed":
                 _show(ended.report, checks)
             code = conclude(ended)

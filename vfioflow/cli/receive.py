@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vfioflow.cli.console import complain, is_quiet, verbosity
+from vfioflow.cli.console import complain, is_quiet, put, verbosity
 from vfioflow.cli.options import devices_option, json_option, policy_options
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def command(devices_file: str, where: str, policy: Policy, as_json: bool, until_
             check = p2p_check(devices) if ended.report.outcome == "completed" else None
             if as_json:
                 more = {} if check is None else {"p2p": _as_dict(check)}
-                click.echo(to_json(ended.report, **more))
+                put(to_json(ended.report, **more))
             elif ended.report.outcome == "completed":
                 _show(ended.report, check)
             return conclude(ended)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import click
 from rich.console import Console, Group, RenderableType
 from rich.constrain import Constrain
 from rich.padding import Padding
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from vfioflow.cli import units
 from vfioflow.cli.bars import Bar
+from vfioflow.cli.console import put
 from vfioflow.report import DeviceReport, Report
 
 __all__ = ["Check", "devices", "downtime", "headline", "show", "summary"]
@@ -54,7 +54,7 @@ def show(report: Report, checks: Iterable[Check] = ()) -> None:
         return
     with console.capture() as capture:
         console.print(summary(report, checks))
-    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    put("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def summary(report: Report, checks: Iterable[Check] = ()) -> RenderableType:

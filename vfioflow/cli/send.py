@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vfioflow.cli.console import is_quiet, verbosity
+from vfioflow.cli.console import is_quiet, put, verbosity
 from vfioflow.cli.options import devices_option, json_option, policy_options
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def command(devices_file: str, to: str, policy: Policy, as_json: bool) -> int:
             with screen:
                 ended = await attempt(Source(devices, to, policy=policy, observer=screen))
             if as_json:
-                click.echo(to_json(ended.report))
+                put(to_json(ended.report))
             elif ended.report.outcome == "completed":
                 from vfioflow.cli.render import show
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
-import click
 import msgspec
 
-from vfioflow.cli.console import complain
+from vfioflow.cli.console import complain, put
 from vfioflow.devices.base import Device
 from vfioflow.errors import VfioflowError
 from vfioflow.report import Report
@@ -156,7 +155,7 @@ def failing_as_json(role: Role, as_json: bool) -> Iterator[None]:
         yield
     except VfioflowError as error:
         if as_json:
-            click.echo(Report(role=role, outcome="failed", error=str(error)).to_json())
+            put(Report(role=role, outcome="failed", error=str(error)).to_json())
         raise
 
 
