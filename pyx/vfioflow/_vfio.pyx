@@ -213,7 +213,7 @@ def logging_start(int fd, ranges, uint64_t page_size):
     cdef int status
     cdef size_t i, n = len(ranges)
     cdef vfio_device_feature_dma_logging_range *table
-    table = <vfio_device_feature_dma_logging_range *>PyMem_Malloc(max(n, 1) * sizeof(table[0]))
+    table = <vfio_device_feature_dma_logging_range *>PyMem_Malloc((n + 1) * sizeof(table[0]))
     if table == NULL:
         raise MemoryError
     try:

@@ -357,7 +357,9 @@ def script(command: list[str]) -> str:
         if name in os.environ:
             variables[name] = os.environ[name]
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    return "\n".join([*lines, f"cd {shlex.quote(str(Path.cwd()))}", f"exec {shlex.join(command)}\n"])
+    return "\n".join(
+        [*lines, f"cd {shlex.quote(str(Path.cwd()))}", f"exec {shlex.join(command)}\n"]
+    )
 
 
 def boot(out: Path, command: list[str]) -> int:
