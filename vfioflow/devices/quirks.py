@@ -51,7 +51,7 @@ def _load() -> _File:
     for quirks in file.driver:
         for arc in (*quirks.slow_arcs, *quirks.arc_seconds):
             start, _, end = arc.partition("->")
-            State[start], State[end]  # noqa: B018 - a KeyError for a name that is no state
+            State[start], State[end]
     return file
 
 

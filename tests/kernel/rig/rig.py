@@ -41,11 +41,25 @@ from typing import NoReturn
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vfioflow-rig"
 FLAVOURS = ("debian", "custom")
-MODULES = "9pnet_virtio 9p overlay vfio vfio_iommu_type1 iommufd mdev mtty mdpy vfio-pci".split()
+MODULES = [
+    *("9pnet_virtio", "9p", "overlay"),
+    *("vfio", "vfio_iommu_type1", "iommufd", "mdev", "mtty", "mdpy", "vfio-pci"),
+]
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "vfio",
+    "vfio_iommu_type1",
+    "iommufd",
+    "mdev",
+    "mtty",
+    "mdpy",
+    "vfio-pci",
+]
 RECIPE = b"1"  # another one here builds everything anew
-BOOT_TOOLS = "qemu-system-x86 busybox-static cpio".split()
-BUILD_TOOLS = "kmod make gcc xz-utils libelf-dev".split()
-CUSTOM_TOOLS = "flex bison bc libssl-dev".split()
+BOOT_TOOLS = ["qemu-system-x86", "busybox-static", "cpio"]
+BUILD_TOOLS = ["kmod", "make", "gcc", "xz-utils", "libelf-dev"]
+CUSTOM_TOOLS = ["flex", "bison", "bc", "libssl-dev"]
 COMPLAINTS = re.compile(r"WARNING: |BUG: |Oops|Call Trace|general protection|soft lockup|hung task")
 
 
@@ -291,7 +305,7 @@ def collect_modules(out: Path, root: Path, release: str) -> None:
 def initramfs(out: Path, control: Path) -> Path:
     """Busybox, our init, and the modules."""
     tree = control / "initramfs"
-    for folder in "bin proc sys dev host ctl layer root".split():
+    for folder in ["bin", "proc", "sys", "dev", "host", "ctl", "layer", "root"]:
         (tree / folder).mkdir(parents=True)
     shutil.copy("/bin/busybox", tree / "bin/busybox")
     shutil.copy(HERE / "init", tree / "init")
