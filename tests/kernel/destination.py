@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import vfioflow
-from vfioflow import KernelDevice
+from vfioflow import Hooks, KernelDevice, _vfio
 from vfioflow.events import BarrierPassed, Event
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,7 +35,13 @@ async def main(how: str, scenario: str, names: list[str]) -> None:
             name, _, device = pair.partition("=")
             opened = KernelDevice.open(device, name=name, how=how)
             devices.append(stack.enter_context(opened))
-        async with vfioflow.listen("tcp://127.0.0.1:0", devices, observer=observe) as listener:
+        by_name = {device.name: device for device in devices}
+        hooks = Hooks()
+        if scenario == "config":
+            hooks = Hooks(load_config=lambda name, data: by_name[name].load_config(data))
+        async with vfioflow.listen(
+            "tcp://127.0.0.1:0", devices, hooks=hooks, observer=observe
+        ) as listener:
             print(json.dumps(listener.address), flush=True)
             outcome, error = "failed", ""
             try:
@@ -46,6 +52,7 @@ async def main(how: str, scenario: str, names: list[str]) -> None:
             "outcome": outcome,
             "error": error,
             "states": [str(device.state) for device in devices],
+            "interrupt_lines": [d.read_region(_vfio.CONFIG_REGION, 0x3C, 1)[0] for d in devices],
             "seen": [read_back(d) for d in devices] if outcome == "completed" else [],
         }
         print(json.dumps(result), flush=True)

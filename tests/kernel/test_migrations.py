@@ -13,7 +13,7 @@ import pytest
 from serial import fill, read_back
 
 import vfioflow
-from vfioflow import PeerError, Policy, State
+from vfioflow import Hooks, PeerError, Policy, State, _vfio
 from vfioflow.events import StateChanged
 
 HERE = Path(__file__).parent
@@ -76,6 +76,19 @@ def test_a_set_of_two(pair, destination):
     assert (result["outcome"], result["states"]) == ("completed", ["RUNNING", "RUNNING"])
     assert result["seen"] == expected
     assert [device.state for device in devices] == [State.STOP, State.STOP]
+
+
+def test_config_space_goes_along(pair, destination):
+    devices, expected = pair
+    for device in devices:
+        device.write_region(_vfio.CONFIG_REGION, 0x3C, b"\x0b")
+    by_name = {device.name: device for device in devices}
+    there = destination(PAIR, "config")
+    hooks = Hooks(save_config=lambda name: by_name[name].save_config())
+    asyncio.run(vfioflow.migrate(devices, there.address, policy=SOON, hooks=hooks))
+    result = there.result()
+    assert result["interrupt_lines"] == [0x0B, 0x0B]
+    assert result["seen"] == expected
 
 
 def assert_usable(devices, expected, destination):

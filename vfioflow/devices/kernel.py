@@ -104,6 +104,8 @@ class KernelDevice:
             attach: with "cdev", also attach it to a new, empty address space of the iommufd, which
                 a device that does DMA needs.
             reinit: opt in to a pre-copy that may begin anew (MIG_PRECOPY_INFOv2), where there is one.
+            sys: where sysfs is mounted.
+            dev: where the device files are.
 
         Raises:
             ConfigError: there is no such device, or no such way to it.

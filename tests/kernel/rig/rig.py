@@ -41,21 +41,8 @@ from typing import NoReturn
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vfioflow-rig"
 FLAVOURS = ("debian", "custom")
-MODULES = [
-    *("9pnet_virtio", "9p", "overlay"),
-    *("vfio", "vfio_iommu_type1", "iommufd", "mdev", "mtty", "mdpy", "vfio-pci"),
-]
-    "9pnet_virtio",
-    "9p",
-    "overlay",
-    "vfio",
-    "vfio_iommu_type1",
-    "iommufd",
-    "mdev",
-    "mtty",
-    "mdpy",
-    "vfio-pci",
-]
+MODULES = ("9pnet_virtio", "9p", "overlay", "vfio", "vfio_iommu_type1", "iommufd", "mdev")
+MODULES += ("mtty", "mdpy", "vfio-pci")
 RECIPE = b"1"  # another one here builds everything anew
 BOOT_TOOLS = ["qemu-system-x86", "busybox-static", "cpio"]
 BUILD_TOOLS = ["kmod", "make", "gcc", "xz-utils", "libelf-dev"]
