@@ -9,8 +9,17 @@ import socket
 
 import pytest
 
-from vfioflow import ConfigError, Device, DeviceError, DirtyLog, Flags, IllegalTransition
-from vfioflow import KernelDevice, State, _vfio  # fmt: skip
+from vfioflow import (  # fmt: skip
+    ConfigError,
+    Device,
+    DeviceError,
+    DirtyLog,
+    Flags,
+    IllegalTransition,
+    KernelDevice,
+    State,
+    _vfio,
+)
 from vfioflow.devices.config import load_devices
 from vfioflow.devices.quirks import engine_answers, known_drivers, quirks_of
 from vfioflow.states import FLAG_SETS, path
