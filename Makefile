@@ -2,6 +2,7 @@
 # save the Debian packages that a virtual environment itself needs (.ci/system-packages).
 
 PYTHON ?= python3
+FLAVOUR ?= debian custom
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -15,7 +16,7 @@ quietly = @echo "$(1)"; log=$$(mktemp); \
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-kernel lint bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -25,6 +26,12 @@ demo: $(STAMP)-runtime  ## migrate simulated devices between two local processes
 
 test: $(STAMP)-test $(STAMP)-runtime  ## run the tests
 	@$(BIN)/python -m pytest tests
+
+test-kernel: $(STAMP)-test $(STAMP)-runtime  ## run the tests on real VFIO devices, in a guest; FLAVOUR=debian or custom: only that kernel
+	@for flavour in $(FLAVOUR); do \
+		echo "Kernel tests, $$flavour: about two minutes once the guest is built (first time: 1 minute for debian, 10 for custom)"; \
+		$(PYTHON) tests/kernel/rig/rig.py $$flavour $(abspath $(BIN))/python -m pytest -p no:cacheprovider tests/kernel || exit; \
+	done
 
 lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extensions compile without a warning
 	@$(BIN)/ruff check .

@@ -11,6 +11,8 @@ The two calls that most users need::
 from pathlib import Path
 
 from vfioflow.devices.base import Device, DeviceInfo, PrecopyInfo
+from vfioflow.devices.host import HostDevice, discover
+from vfioflow.devices.kernel import DirtyLog, KernelDevice
 from vfioflow.devices.sim import Fabric, Fault, SimDevice
 from vfioflow.errors import (
     AdmissionError,
@@ -42,14 +44,17 @@ __all__ = [
     "DeviceError",
     "DeviceInfo",
     "DeviceReport",
+    "DirtyLog",
     "Fabric",
     "Fault",
     "Flags",
     "HandoverInDoubt",
     "HookError",
     "Hooks",
+    "HostDevice",
     "IllegalTransition",
     "IntegrityError",
+    "KernelDevice",
     "Listener",
     "NoConvergence",
     "PeerError",
@@ -64,6 +69,7 @@ __all__ = [
     "StallError",
     "State",
     "VfioflowError",
+    "discover",
     "get_include",
     "listen",
     "migrate",

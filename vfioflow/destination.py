@@ -19,6 +19,7 @@ from vfioflow._inlane import CHUNK_LIMIT, InLane
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,
+    ConfigError,
     DeviceError,
     HandoverInDoubt,
     PeerLost,
@@ -26,7 +27,7 @@ from vfioflow.errors import (
     RemoteError,
 )
 from vfioflow.events import Observer, Phase, emit
-from vfioflow.hooks import Hooks, call
+from vfioflow.hooks import Hooks, call, load_all
 from vfioflow.lanes import Inbound, drive, last_words
 from vfioflow.policy import MAX_CHANNELS, Policy
 from vfioflow.precopy import Move
@@ -87,6 +88,7 @@ class Destination(Session):
         self._probe_wanted = 0
         self._loaded = False
         self._acknowledged = False
+        self._config: dict[str, bytes] | None = None
 
     async def run(self) -> Report:
         """Take the devices over.  Once per object.  Raises as `Listener.receive` does."""
@@ -207,7 +209,9 @@ class Destination(Session):
         inbound = self._streams
         loop = asyncio.get_running_loop()
         loop.add_reader(self._signal, self._look)
-        listening = asyncio.create_task(self._follow())
+        failure: asyncio.Future[None] = loop.create_future()
+        self._control.failure.add_done_callback(lambda done: _pass_on(done, failure))
+        listening = asyncio.create_task(self._follow(failure))
         futures = [
             in_thread(inbound.receiver.receive, channel, name=f"channel-{number}")
             for number, channel in enumerate(inbound.channels)
@@ -216,7 +220,7 @@ class Destination(Session):
             await drive(
                 futures,
                 stop=inbound.stop,
-                failure=self._control.failure,
+                failure=failure,
                 moved=lambda: sum(lane.offset for lane in inbound.lanes),
                 busy=lambda: [f"device {lane.name}" for lane in inbound.lanes if lane.busy],
                 stall_timeout=self._policy.stall_timeout,
@@ -255,19 +259,57 @@ class Destination(Session):
         task = asyncio.create_task(self._control.send(message))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    async def _follow(self) -> None:
+    async def _follow(self, failure: asyncio.Future[None]) -> None:
         """What the source says while data flows."""
         probed = 0
         while True:
             message = await self._control.expect(
-                messages.Probe, messages.Switchover, timeout=None, what="a phase"
+                messages.Probe,
+                messages.Switchover,
+                messages.Config,
+                timeout=None,
+                what="a phase",
             )
             if isinstance(message, messages.Switchover):
                 self._enter(Phase.STOP_COPY)
+            elif isinstance(message, messages.Config):
+                try:
+                    await self._take_config(message.devices)
+                except Exception as error:
+                    if not failure.done():
+                        failure.set_exception(error)
+                        failure.exception()  # seen
+                    return
             else:
                 probed += message.size
                 self._probe_wanted = probed
                 os.eventfd_write(self._signal, 1)
+
+    async def _take_config(self, devices: dict[str, bytes]) -> None:
+        """Load what the source's hook saved, or keep it until the data is loaded."""
+        hook = self._hooks.load_config
+        if hook is None:
+            raise ConfigError(
+                "the source sends config space, and there is no load_config hook here"
+            )
+        if set(devices) != {lane.name for lane in self._lanes} or self._config is not None:
+            raise ProtocolError("the config space is not that of the set, or comes twice")
+        self._config = devices
+        if not self._hooks.config_after_data:
+            await load_all(hook, devices)
+        await self._control.send(messages.ConfigTaken())
+
+    async def _finish_config(self) -> None:
+        """All data is loaded: the config space must be too."""
+        hook = self._hooks.load_config
+        if hook is None:
+            return
+        if self._config is None:
+            raise ConfigError(
+                "there is a load_config hook here, and the source sent no config space"
+            )
+        if self._hooks.config_after_data:
+            await load_all(hook, self._config)
 
     # --------------------------------------------------------------- hand-over
 
@@ -276,6 +318,7 @@ class Destination(Session):
         self._enter(Phase.HAND_OVER)
         for lane in self._lanes:
             lane.close()
+        await self._finish_config()
         validated = await self._cross("validate", State.STOP)
         ready = await self._cross("ready", State.RUNNING_P2P)
         return messages.Loaded(
@@ -430,3 +473,13 @@ class Destination(Session):
             )
             report.bytes_total += stream.offset if stream is not None else 0
         report.bytes_wire = sum(d.bytes_wire for d in report.devices)
+
+
+def _pass_on(done: asyncio.Future[None], to: asyncio.Future[None]) -> None:
+    if to.done() or done.cancelled():
+        return
+    if error := done.exception():
+        to.set_exception(error)
+        to.exception()  # seen: nobody may be waiting any more
+    else:
+        to.set_result(None)

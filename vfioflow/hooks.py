@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from vfioflow.errors import HookError
 
-__all__ = ["Hook", "Hooks", "call"]
+__all__ = ["Hook", "Hooks", "LoadConfig", "SaveConfig", "call", "load_all", "save_all"]
 
 Hook: TypeAlias = Callable[[], Awaitable[None] | None]
+SaveConfig: TypeAlias = Callable[[str], Awaitable[bytes] | bytes]
+LoadConfig: TypeAlias = Callable[[str, bytes], Awaitable[None] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
-    """Called at the right moments, each a function or a coroutine function without arguments.
+    """Called at the right moments, each a function or a coroutine function.
 
     A plain function runs on the event loop's thread and so should return quickly.  What a hook
     raises fails the migration; see each for what that means.
@@ -31,15 +33,42 @@ class Hooks:
     that the hand-over is in doubt.  Source, when the migration fails after ``stop_vcpus`` was
     called: the virtual machine goes on there."""
 
+    save_config: SaveConfig | None = None
+    """Source, with a device's name, once all devices are in STOP_COPY: what is to be carried
+    besides its data, such as its PCI config space; 1 MB for all devices together.  The destination
+    needs ``load_config`` then.  Failing: the devices run on."""
+
+    load_config: LoadConfig | None = None
+    """Destination, with a device's name and what the source's ``save_config`` gave for it, while
+    the device is RESUMING.  The source needs ``save_config`` then.  Failing: the devices here are
+    reset, those of the source run on."""
+
+    config_after_data: bool = False
+    """Destination: call ``load_config`` when all data is loaded; else before the stop-copy data."""
+
 
 async def call(hook: Hook | None, name: str) -> None:
     """Run a hook to its end; nothing for None.  Raises HookError for whatever it raises."""
-    if hook is None:
-        return
+    if hook is not None:
+        await _finish(name, hook)
+
+
+async def save_all(hook: SaveConfig, names: Iterable[str]) -> dict[str, bytes]:
+    """What ``save_config`` gives for each device.  Raises HookError."""
+    return {name: bytes(await _finish("save_config", hook, name)) for name in names}
+
+
+async def load_all(hook: LoadConfig, saved: Mapping[str, bytes]) -> None:
+    """Give each device's to ``load_config``.  Raises HookError."""
+    for name, data in saved.items():
+        await _finish("load_config", hook, name, data)
+
+
+async def _finish(name: str, hook: Callable[..., Any], *words: object) -> Any:
     try:
-        result = hook()
-        if inspect.isawaitable(result):
-            await result
+        result = hook(*words)
+        return await result if inspect.isawaitable(result) else result
     except Exception as error:
+        about = f" for device {words[0]}" if words else ""
         what = str(error) or type(error).__name__
-        raise HookError(f"the hook {name} failed: {what}") from error
+        raise HookError(f"the hook {name} failed{about}: {what}") from error

@@ -15,6 +15,7 @@ from vfioflow._outlane import END
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,
+    ConfigError,
     DeviceError,
     HandoverInDoubt,
     IntegrityError,
@@ -25,7 +26,7 @@ from vfioflow.errors import (
     VfioflowError,
 )
 from vfioflow.events import Observer, Phase, emit
-from vfioflow.hooks import Hooks, call
+from vfioflow.hooks import Hooks, SaveConfig, call, save_all
 from vfioflow.lanes import Outbound, drive
 from vfioflow.policy import Policy
 from vfioflow.precopy import Bandwidth, Verdict
@@ -41,6 +42,9 @@ from vfioflow.wire.connection import Control, Preamble, Role, connect, read_prea
 __all__ = ["Source", "migrate"]
 
 T = TypeVar("T")
+
+CONFIG_LIMIT = 1_000_000
+"""Bytes of config space of all devices together: they travel in one control message."""
 
 _WITHOUT_END = 2**63
 _PROBE = (256 * 1024, 64 * 1024 * 1024)
@@ -312,11 +316,31 @@ class Source(Session):
         self._clock.lap("quiesce")
         await self._cross("stop-copy", [(lane, State.STOP_COPY) for lane in self._lanes])
         self._clock.lap("stop_copy")
+        if self._hooks.save_config is not None:
+            await self._send_config(self._hooks.save_config)
+            self._clock.lap("config")
         await self._drive(
             [in_thread(self._drain, lane, name=f"{lane.name}-drain") for lane in self._lanes]
         )
         self._wire.end()
         self._clock.lap("drain")
+
+    async def _send_config(self, hook: SaveConfig) -> None:
+        """What the hook saves of each device; the data waits until the destination has it."""
+        saved = await save_all(hook, [lane.name for lane in self._lanes])
+        if (size := sum(map(len, saved.values()))) > CONFIG_LIMIT:
+            raise ConfigError(f"save_config gave {size} bytes in all; at most {CONFIG_LIMIT}")
+        await self._peer.send(messages.Config(devices=saved))
+        while not isinstance(
+            await self._peer.expect(
+                messages.ConfigTaken,
+                messages.SwitchoverAck,
+                timeout=self._policy.stall_timeout,
+                what="word that it has the config space",
+            ),
+            messages.ConfigTaken,
+        ):
+            pass  # an acknowledgement that nobody waited for
 
     def _drain(self, lane: Lane) -> None:
         if lane.pump(_WITHOUT_END, precopy=False) == END:

@@ -17,11 +17,13 @@ class PrecopyInfo:
     """The answer to ``VFIO_MIG_GET_PRECOPY_INFO``.
 
     ``initial_bytes`` should be moved before the device leaves PRE_COPY;
-    ``dirty_bytes`` is what it has dirtied since.  Both are estimates, in bytes.
+    ``dirty_bytes`` is what it has dirtied since.  Both are estimates, in bytes.  ``reinit``: the
+    device has begun anew, and ``initial_bytes`` counts from there (only devices that were asked to).
     """
 
     initial_bytes: int
     dirty_bytes: int
+    reinit: bool = False
 
     @property
     def pending_bytes(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vfioflow.devices.kernel import KernelDevice
 from vfioflow.devices.sim import Fabric, Fault, Profile, SimDevice
 from vfioflow.devices.sizes import parse_size
 from vfioflow.errors import ConfigError
@@ -77,7 +78,27 @@ def _connect_sim(devices: Sequence[Device]) -> None:
     Fabric(device for device in devices if isinstance(device, SimDevice))
 
 
-KINDS: dict[str, Kind] = {"sim": Kind(_make_sim, _connect_sim)}
+def _make_kernel(name: str, table: dict[str, Any]) -> Device:
+    for key, value in table.items():
+        if key not in ("device", "how"):
+            raise ConfigError(f"unknown key {key!r}; valid are device, how")
+        if not isinstance(value, str):
+            raise ConfigError(f"{key} = {value!r}: must be a text")
+    if "device" not in table:
+        raise ConfigError(
+            "needs a device: a PCI address, a mediated device's UUID, or a path in sysfs"
+        )
+    return KernelDevice.open(table["device"], name=name, how=table.get("how", "auto"))
+
+
+def _connect_nothing(devices: Sequence[Device]) -> None:
+    del devices  # real ones reach each other without us
+
+
+KINDS: dict[str, Kind] = {
+    "sim": Kind(_make_sim, _connect_sim),
+    "kernel": Kind(_make_kernel, _connect_nothing),
+}
 """The kinds that a devices file may name."""
 
 

@@ -39,6 +39,7 @@ MAX_MESSAGE = 1024 * 1024
 
 M = TypeVar("M", bound=messages.Message)
 N = TypeVar("N", bound=messages.Message)
+P = TypeVar("P", bound=messages.Message)
 
 
 class Role(enum.IntEnum):
@@ -200,6 +201,10 @@ class Control:
     async def expect(
         self, kind: type[M], other: type[N], /, *, timeout: float | None, what: str
     ) -> M | N: ...
+    @overload
+    async def expect(
+        self, kind: type[M], other: type[N], third: type[P], /, *, timeout: float | None, what: str
+    ) -> M | N | P: ...
 
     async def expect(self, *kinds: type[Any], timeout: float | None, what: str) -> Any:
         """The next message, which must be of one of these kinds.

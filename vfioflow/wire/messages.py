@@ -11,6 +11,8 @@ from vfioflow.errors import ProtocolError
 __all__ = [
     "Accept",
     "Commit",
+    "Config",
+    "ConfigTaken",
     "Failed",
     "Hello",
     "Loaded",
@@ -114,6 +116,19 @@ class Switchover(_Message, frozen=True, tag="switchover"):
     """Source to destination: the vCPUs are being stopped; what comes is the stop-copy data."""
 
 
+class Config(_Message, frozen=True, tag="config"):
+    """Source to destination: what the source's hook saved of each device besides its data.
+
+    Comes before the first stop-copy data, which waits for the answer.
+    """
+
+    devices: dict[str, bytes]
+
+
+class ConfigTaken(_Message, frozen=True, tag="config-taken"):
+    """Destination to source: it is loaded, or kept until all data is."""
+
+
 class LoadedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the destination took of one device: bytes and digest of its stream."""
 
@@ -161,6 +176,8 @@ Message: TypeAlias = (
     | ProbeDone
     | SwitchoverAck
     | Switchover
+    | Config
+    | ConfigTaken
     | Loaded
     | Commit
     | Running
