@@ -53,7 +53,8 @@ class Device(Protocol):
 
     All methods are synchronous, may block for as long as the device takes, and may
     be called from any thread (the engine never calls two at once for one device,
-    except :meth:`precopy_info` while a pump reads the data fd).
+    except :meth:`precopy_info` while a pump reads the data fd, and after a call that did not return
+    within the policy's ``stall_timeout``).
     """
 
     @property
