@@ -5,6 +5,7 @@ cdef extern from "<sys/uio.h>" nogil:
         size_t iov_len
 
 cdef extern from "<sys/socket.h>" nogil:
+    const int MSG_DONTWAIT
     const int MSG_MORE
     const int MSG_NOSIGNAL
     const int MSG_WAITALL

@@ -5,9 +5,9 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
-from errnos cimport EBADMSG, ECONNRESET, EINTR, ETIMEDOUT, errno
+from errnos cimport EAGAIN, EBADMSG, ECONNRESET, EINTR, ETIMEDOUT, errno
 from pipes cimport SIOCOUTQNSD, ioctl
-from poll cimport POLLOUT, poll, pollfd
+from poll cimport POLLIN, POLLOUT, poll, pollfd
 from pthread cimport (
     pthread_cond_broadcast,
     pthread_cond_destroy,
@@ -18,7 +18,7 @@ from pthread cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from sockets cimport MSG_MORE, MSG_NOSIGNAL, MSG_WAITALL, SO_RCVLOWAT, SOL_SOCKET, iovec, msghdr, recv, send, sendmsg, setsockopt
+from sockets cimport MSG_MORE, MSG_NOSIGNAL, MSG_DONTWAIT, MSG_WAITALL, SO_RCVLOWAT, SOL_SOCKET, iovec, msghdr, recv, send, sendmsg, setsockopt
 
 from vfioflow._fdio cimport fd_splice, wait_fd
 from vfioflow._frame cimport HEADER_SIZE, KIND_PAD, encode
@@ -101,17 +101,33 @@ cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil:
 
 
 cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil:
-    """As recv_all, but woken once for all of it, not for each segment: about a tenth faster for a MiB."""
-    cdef int lowest
-    cdef int status
-    if size < ONE_WAKE_UP:
-        return recv_all(fd, buffer, size)
-    lowest = <int> size
-    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &lowest, sizeof(lowest))
-    status = recv_all(fd, buffer, size)
-    lowest = 1
-    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &lowest, sizeof(lowest))
-    return status
+    """As recv_all, but woken when the rest is there, not by each segment: about a tenth faster for a MiB."""
+    cdef pollfd about
+    cdef ssize_t n
+    cdef int lowest = 0
+    cdef int status = 0
+    about.fd = fd
+    about.events = POLLIN
+    while size >= ONE_WAKE_UP:
+        n = recv(fd, buffer, size, MSG_DONTWAIT)
+        if n > 0:
+            buffer = <char *> buffer + n
+            size -= n
+        elif n == 0:
+            return -ECONNRESET
+        elif errno == EAGAIN:
+            # Not recv itself: it would take what comes first, and then sleep until as much again is there.
+            lowest = <int> size
+            setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &lowest, sizeof(lowest))
+            poll(&about, 1, -1)
+        elif errno != EINTR:
+            return -errno
+    if lowest:
+        lowest = 1
+        setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &lowest, sizeof(lowest))
+    if size > 0:
+        status = recv_all(fd, buffer, size)
+    return -ECONNRESET if status == 1 else status
 
 
 cdef void enter(channel_t *channel) noexcept nogil:

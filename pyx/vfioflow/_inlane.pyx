@@ -205,7 +205,7 @@ cdef class Receiver:
             if frame.length > 0:
                 status = recv_payload(fd, arrived, frame.length)
                 if status != 0:
-                    status = fail(fault, AT_WIRE, -ECONNRESET if status == 1 else status, -1, 0)
+                    status = fail(fault, AT_WIRE, status, -1, 0)
                     break
             if frame.kind == KIND_PAD:
                 channel.pad_bytes += frame.length
