@@ -12,31 +12,51 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from comparison import content, movers, raw, tables
+from comparison import compressed, movers, plot, quick, raw, reference, scale, tables
 from comparison.facts import facts, load
 from comparison.rounds import Cell
 from comparison.stage import Stage
+from comparison.summary import GIB
 from comparison.wires import Wires
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-GIB = 1 << 30
+DEFAULTS = {"raw": (4.0, 7), "compressed": (4.0, 5), "scale": (32.0, 3), "quick": (1.0, 3)}
+"""GiB and rounds of each comparison."""
+
+SCALE_BASE = 4 * GIB
+SCALE_DEVICES = 16
+"""The state for each number of devices, and the devices for each size of state."""
+
+PEERS_SIZE = 1 * GIB
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(description=__doc__)
-    result.add_argument("what", choices=("raw", "compressed", "scale", "quick"))
-    result.add_argument("--gib", type=float, help="GiB in each run, all devices together")
+    result = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument(
+        "what",
+        choices=tuple(DEFAULTS),
+        help="raw: as it is; compressed: what auto chooses; scale: real migrations; "
+        "quick: a few of each against stored ratios",
+    )
+    result.add_argument(
+        "--gib",
+        type=float,
+        help="GiB in a run, all devices together (compressed, scale: in the largest run)",
+    )
     result.add_argument("--rounds", type=int, help="interleaved rounds")
-    result.add_argument("--json", type=Path, metavar="FILE", help="write every run there")
-    result.add_argument("--plot", type=Path, metavar="FILE", help="draw there (.svg or .png)")
+    result.add_argument("--json", type=Path, metavar="FILE", help="write every single run there")
+    result.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture (.svg, .png)")
     result.add_argument(
         "--only",
         action="append",
@@ -51,63 +71,103 @@ def parser() -> argparse.ArgumentParser:
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    """Leave every context, so that namespaces and processes go."""
+    """Leave every context on the way out, so that namespaces and processes go."""
     sys.exit(128 + number)
 
 
-def main() -> int:
-    options = parser().parse_args()
-    signal.signal(signal.SIGTERM, stop)
-    shown = Console()
+@contextmanager
+def stage(only: list[str]) -> Iterator[Stage]:
+    """The C loop, the wires, and a bar that moves on standard error."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        progress = stack.enter_context(
-            Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
+        loop = movers.build_loop(folder)
+        wires = stack.enter_context(Wires())
+        columns = (
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
         )
-        bar = progress.add_task("", total=0)
-        stage = Stage(
-            movers.build_loop(folder),
-            stack.enter_context(Wires()),
-            say=lambda text: progress.update(bar, description=text),
-            tick=lambda: progress.advance(bar),
-            expect=lambda more: progress.update(
-                bar, total=(progress.tasks[bar].total or 0) + more
-            ),
-            only=options.only,
+        bars = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
+        bar = bars.add_task("", total=0)
+        yield Stage(
+            loop,
+            wires,
+            say=lambda text: bars.update(bar, description=text),
+            tick=lambda: bars.advance(bar),
+            expect=lambda more: bars.update(bar, total=(bars.tasks[bar].total or 0) + more),
+            only=only,
         )
-        before = load()
-        size = int((options.gib or 4) * GIB)
-        content.warm(2 * size)
-        cells = raw.run(stage, size, options.rounds or 5)
-    for t in tables.grouped(
-        cells, "{} to {}", ("source", "sink"), ("wire", "devices"), "C loop"
-    ):
-        shown.print(t)
-    for note in stage.notes:
-        shown.print(note)
+
+
+def measure(options: argparse.Namespace, shown: Console, result: dict[str, Any]) -> bool:
+    """Run what was asked for, print it, and put it into ``result``; whether all is well."""
+    gib, rounds = DEFAULTS[options.what]
+    size, rounds = int((options.gib or gib) * GIB), options.rounds or rounds
+    machine = f"{result['machine']['cpu']}, {result['machine']['cores']} cores, {rounds} rounds"
+    cells: list[Cell] = []
+    good = True
+    with stage(options.only) as on:
+        if options.what == "raw":
+            cells = raw.run(on, size, rounds)
+            shown.print(*tables.raw(cells), sep="\n")
+            draw, drawn = plot.raw, cells
+        elif options.what == "compressed":
+            cells = compressed.run(on, size, rounds)
+            peers = compressed.run_peers(on, min(size, PEERS_SIZE), rounds)
+            shown.print(tables.grid(cells), *tables.peers(peers), sep="\n")
+            draw, drawn = plot.compressed, cells
+            cells = [*cells, *peers]
+        elif options.what == "scale":
+            places = scale.places(size, min(size, SCALE_BASE), SCALE_DEVICES)
+            sessions, failures = scale.run(on, places, rounds)
+            lines = scale.summarize(sessions)
+            shown.print(scale.table(lines, failures))
+            result |= scale.as_json(sessions, failures)
+            draw, drawn, good = plot.scale, lines, not failures
+        else:
+            known, where = reference.load(quick.REFERENCE)
+            ratios, verdicts = quick.run(on, size, rounds, {} if options.store else known)
+            shown.print(quick.table(verdicts))
+            result["rows"] = [{**asdict(v), "slower": v.slower} for v in verdicts]
+            good = not any(verdict.slower for verdict in verdicts)
+            draw = None
+            if options.store:
+                reference.store(quick.REFERENCE, ratios, result["machine"])
+            elif any(where.get(key) != result["machine"][key] for key in ("cpu", "cores")):
+                on.note(f"The reference is of another machine: {where.get('cpu', 'none')}")
+        for note in on.notes:
+            shown.print(note)
+        result["notes"] = on.notes
+    if cells:
+        result["cells"] = [cell.as_json() for cell in cells]
+        good = not any(name.startswith("vfioflow") for cell in cells for name in cell.failures)
+    if options.plot and draw is not None and drawn:
+        draw(drawn, options.plot, machine)
+    return good
+
+
+def main() -> int:
+    """Run one comparison; 1 when vfioflow failed or became slower."""
+    options = parser().parse_args()
+    signal.signal(signal.SIGTERM, stop)
+    shown = Console() if sys.stdout.isatty() else Console(width=120)
+    result: dict[str, Any] = {
+        "what": options.what,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": facts(),
+    }
+    before = load()
+    try:
+        good = measure(options, shown, result)
+    except KeyboardInterrupt:
+        return 130
+    result["load"] = {"before": before, "after": load()}
+    shown.print(f"Load average {before} before, {result['load']['after']} after.")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(
-            json.dumps(
-                {
-                    "what": options.what,
-                    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                    "machine": facts(),
-                    "load": {"before": before, "after": load()},
-                    "cells": [c.as_json() for c in cells],
-                    "notes": stage.notes,
-                },
-                indent=1,
-            )
-        )
-    return 0
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

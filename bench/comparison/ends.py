@@ -23,8 +23,8 @@ class Ends:
     """The sources and sinks of one run, one of each per device.  A context manager.
 
     A source is ``memfd``, the content itself, or ``pipe``, which ``loop feed`` has begun to fill with
-    it.  A sink is ``/dev/null``, a fresh ``memfd``, or a ``pipe`` that ``loop
-    drain`` empties.  A pipe holds 1 MiB.
+    it.  A sink is ``/dev/null``, a ``memfd`` whose memory is there already, or a ``pipe``
+    that ``loop drain`` empties.  A pipe holds 1 MiB.
     """
 
     def __init__(self, source: str, sink: str, content: Content, loop: str) -> None:
@@ -38,7 +38,9 @@ class Ends:
     def __enter__(self) -> Ends:
         for device in range(self.devices):
             self.inputs.append(self._open_source(device))
-            self.outputs.append(self._open_sink())
+            self.outputs.append(self._open_sink(device))
+        if self.sink == MEMFD:
+            self.content.spoil()
         if self.source == PIPE:
             for outlet in self.inputs:
                 _await_bytes(outlet)
@@ -67,11 +69,11 @@ class Ends:
         os.close(mouth)
         return outlet
 
-    def _open_sink(self) -> int:
+    def _open_sink(self, device: int) -> int:
         if self.sink == DEVNULL:
             return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         if self.sink == MEMFD:
-            return os.memfd_create("sink", os.MFD_CLOEXEC)
+            return os.open(self.content.landing(device), os.O_RDWR | os.O_CLOEXEC)
         outlet, mouth = _pipe()
         self._helpers.append(subprocess.Popen([self._loop, "drain"], stdin=outlet))
         os.close(outlet)
@@ -89,10 +91,8 @@ class Ends:
         for helper in self._helpers:
             if helper.wait():
                 raise ProgramFailed(f"{helper.args!r} ended with {helper.returncode}")
-        if self.sink == MEMFD:
-            for device, fd in enumerate(self.outputs):
-                if wrong := self.content.differs(device, fd):
-                    raise ProgramFailed(wrong)
+        if self.sink == MEMFD and (wrong := self.content.wrong()):
+            raise ProgramFailed(wrong)
 
 
 def _pipe() -> tuple[int, int]:

@@ -88,9 +88,7 @@ class Qemu:
             for guest in guests:
                 await guest.completed()
             seconds = time.perf_counter() - start
-            moved = Moved(
-                seconds, sum(guest.cpu() for guest in guests) - cpu, wire.sent() - sent
-            )
+            moved = Moved(seconds, sum(guest.cpu() for guest in guests) - cpu, wire.sent() - sent)
         ends.settle()
         return moved
 

@@ -60,9 +60,10 @@ def run(
         mine = [place for place in wanted if place["devices"] == count]
         if not mine:
             continue
-        with Content("random", size, count) as content, Content(
-            "random", size // _QUALIFYING, count
-        ) as little:
+        with (
+            Content("random", size, count) as content,
+            Content("random", size // _QUALIFYING, count) as little,
+        ):
             for place in mine:
                 wire = stage.wire(str(place["wire"]))
                 if wire is not None:
@@ -88,7 +89,7 @@ def _cell(
     cell = Cell(place, tuple(mover.name for mover in candidates if mover.name in good))
     for run in trial.runs:
         if run.mover not in good:
-            cell.failures[run.mover] = f"{run.rate:.2f} GiB/s in a short run: left out"
+            cell.left_out[run.mover] = round(run.rate, 2)
     cell.failures |= trial.failures
     movers = [mover for mover in candidates if mover.name in good]
     movers += [mover for mover in (*ours(), *rivals) if mover.suits((source, sink))]

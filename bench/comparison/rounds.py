@@ -23,6 +23,8 @@ class Cell:
     yardsticks: tuple[str, ...]
     """Of these movers, the one with the best median rate is what the others are compared with."""
     runs: list[Run] = field(default_factory=list)
+    left_out: dict[str, float] = field(default_factory=dict)
+    """Yardsticks that were far behind in a short run, with their GiB/s there."""
     failures: dict[str, str] = field(default_factory=dict)
     """Why movers have no run, or not as many as there were rounds."""
 
@@ -45,6 +47,7 @@ class Cell:
             "yardstick": self.yardstick,
             "rows": [asdict(row) for row in self.rows],
             "runs": [{**asdict(run), "gib_per_second": run.rate} for run in self.runs],
+            "left_out": self.left_out,
             "failures": self.failures,
         }
 

@@ -51,8 +51,6 @@ class Stage:
         def measure(mover: Mover, number: int) -> Run:
             with Ends(source, sink, content, self.loop) as ends:
                 moved = mover.move(ends, wire)
-            return Run(
-                mover.name, number, content.size, moved.seconds, moved.cpu, moved.wire
-            )
+            return Run(mover.name, number, content.size, moved.seconds, moved.cpu, moved.wire)
 
         return measure
