@@ -12,12 +12,16 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from comparison import compressed, movers, plot, quick, raw, reference, scale, tables
 from comparison.facts import facts, load
@@ -25,8 +29,6 @@ from comparison.rounds import Cell
 from comparison.stage import Stage
 from comparison.summary import GIB
 from comparison.wires import Wires
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 DEFAULTS = {"raw": (4.0, 7), "compressed": (4.0, 5), "scale": (32.0, 3), "quick": (1.0, 3)}
 """GiB and rounds of each comparison."""
@@ -107,16 +109,17 @@ def measure(options: argparse.Namespace, shown: Console, result: dict[str, Any])
     machine = f"{result['machine']['cpu']}, {result['machine']['cores']} cores, {rounds} rounds"
     cells: list[Cell] = []
     good = True
+    draw: Callable[[Path, str], None] | None = None
     with stage(options.only) as on:
         if options.what == "raw":
             cells = raw.run(on, size, rounds)
             shown.print(*tables.raw(cells), sep="\n")
-            draw, drawn = plot.raw, cells
+            draw = partial(plot.raw, cells)
         elif options.what == "compressed":
             cells = compressed.run(on, size, rounds)
             peers = compressed.run_peers(on, min(size, PEERS_SIZE), rounds)
             shown.print(tables.grid(cells), *tables.peers(peers), sep="\n")
-            draw, drawn = plot.compressed, cells
+            draw = partial(plot.compressed, cells)
             cells = [*cells, *peers]
         elif options.what == "scale":
             places = scale.places(size, min(size, SCALE_BASE), SCALE_DEVICES)
@@ -124,26 +127,28 @@ def measure(options: argparse.Namespace, shown: Console, result: dict[str, Any])
             lines = scale.summarize(sessions)
             shown.print(scale.table(lines, failures))
             result |= scale.as_json(sessions, failures)
-            draw, drawn, good = plot.scale, lines, not failures
+            draw = partial(plot.scale, lines)
+            good = bool(lines) and not failures
         else:
             known, where = reference.load(quick.REFERENCE)
             ratios, verdicts = quick.run(on, size, rounds, {} if options.store else known)
             shown.print(quick.table(verdicts))
             result["rows"] = [{**asdict(v), "slower": v.slower} for v in verdicts]
             good = not any(verdict.slower for verdict in verdicts)
-            draw = None
             if options.store:
                 reference.store(quick.REFERENCE, ratios, result["machine"])
-            elif any(where.get(key) != result["machine"][key] for key in ("cpu", "cores")):
-                on.note(f"The reference is of another machine: {where.get('cpu', 'none')}")
+            for name in known.keys() - ratios.keys():
+                on.note(f"Not measured, though the reference knows it: {name}")
+            if known and any(where.get(key) != result["machine"][key] for key in ("cpu", "cores")):
+                on.note(f"The reference is of another machine: {where.get('cpu')}")
         for note in on.notes:
             shown.print(note)
         result["notes"] = on.notes
     if cells:
         result["cells"] = [cell.as_json() for cell in cells]
         good = not any(name.startswith("vfioflow") for cell in cells for name in cell.failures)
-    if options.plot and draw is not None and drawn:
-        draw(drawn, options.plot, machine)
+    if options.plot and draw is not None:
+        draw(options.plot, machine)
     return good
 
 

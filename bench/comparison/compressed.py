@@ -81,7 +81,7 @@ def run_peers(stage: Stage, size: int, rounds: int) -> list[Cell]:
     stage.expect(rounds)
     pipeline = zstd_socat()
     qemu = Qemu("QEMU multifd zstd:1", multifd=True, zstd_level=1)
-    movers = [*ours("none", "zstd:1", AUTO), pipeline, qemu]
+    movers: list[Mover] = [*ours("none", "zstd:1", AUTO), pipeline, qemu]
     cell = Cell(place, (pipeline.name,))
     with Content(PEERS["content"], size) as content:
         for _ in range(rounds):

@@ -22,7 +22,7 @@ from typing import Protocol
 from comparison.content import MIB
 from comparison.ends import Ends
 from comparison.programs import Program, ProgramFailed, Programs
-from comparison.wires import Wire
+from comparison.wires import Side, Wire
 
 BENCH = Path(__file__).parents[1]
 
@@ -45,7 +45,9 @@ class Moved:
 class Mover(Protocol):
     """A program that can move bytes between :class:`Ends` over a :class:`Wire`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How it is called in results."""
 
     def missing(self) -> str | None:
         """Why it cannot be run here, or None."""
@@ -172,13 +174,13 @@ def _fill_in(pipeline: tuple[tuple[str, ...], ...], host: str, port: int) -> lis
 
 
 def _pipeline(
-    programs: Programs, pipeline: list[list[str]], at: object, stdin: int, stdout: int
+    programs: Programs, pipeline: list[list[str]], at: Side, stdin: int, stdout: int
 ) -> list[Program]:
     started = []
     for number, words in enumerate(pipeline):
         last = number == len(pipeline) - 1
         outlet, mouth = (-1, stdout) if last else os.pipe2(os.O_CLOEXEC)
-        started.append(programs.start(at(words), stdin, mouth))  # type: ignore[operator]
+        started.append(programs.start(at(words), stdin, mouth))
         if number:
             os.close(stdin)
         if not last:
@@ -220,7 +222,7 @@ def build_loop(folder: Path) -> str:
     return str(out)
 
 
-def loops(loop: str) -> list[Announcing]:
+def loops(loop: str) -> list[Mover]:
     """The C loop by strategy: how the sender reads and how the receiver writes."""
     return [
         Announcing(

@@ -27,7 +27,7 @@ def _bars(
     series: dict[str, list[tuple[float, float] | None]],
     colours: Sequence[str],
 ) -> None:
-    """Grouped bars with their spread; a missing one leaves a gap, marked by a dot."""
+    """Grouped bars with their spread; a missing one leaves a gap."""
     width = 0.84 / len(series)
     for number, (name, values) in enumerate(series.items()):
         offset = (number - (len(series) - 1) / 2) * width
@@ -98,9 +98,9 @@ def compressed(cells: Sequence[Cell], path: Path, machine: str) -> None:
         series[label] = values
     figure, axes = plt.subplots(figsize=(10, 4.2), layout="constrained")
     _bars(axes, contents, series, ("#c6dbef", "#9ecae1", "#6baed6", "#2171b5", "#08306b"))
-    axes.axhline(0.95, color="#b2182b", linewidth=0.8, linestyle="--")
+    axes.axhline(0.95, color="#b2182b", linewidth=0.8, linestyle="--", label="0.95")
     axes.set_ylabel("throughput of auto / best fixed choice")
-    figure.legend(loc="outside upper center", ncols=len(wires), frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(wires) + 1, frameon=False)
     figure.supxlabel(machine, fontsize=8)
     _save(path)
 

@@ -48,7 +48,7 @@ class Program:
             if line.startswith(f"{word} "):
                 return float(line.split()[1])
         self.finish()
-        raise ProgramFailed(f"{self} did not say {word!r}: {''.join(self.said).strip()}")
+        raise ProgramFailed(f"{self} did not say {word!r}: {self._last()}")
 
     def finish(self) -> None:
         """Wait for its end.  Raises ProgramFailed when its status is not 0."""
@@ -58,8 +58,7 @@ class Program:
             self._process.returncode = os.waitstatus_to_exitcode(status)
             self.cpu = usage.ru_utime + usage.ru_stime
         if self._process.returncode:
-            said = "".join(self.said).strip() or "no reason given"
-            raise ProgramFailed(f"{self} ended with {self._process.returncode}: {said}")
+            raise ProgramFailed(f"{self} ended with {self._process.returncode}: {self._last()}")
 
     def interrupt(self) -> None:
         """Kill it, from any thread, unless it has ended."""
@@ -72,6 +71,11 @@ class Program:
             self._process.kill()
             self._process.wait()
         self._stderr.close()
+
+    def _last(self) -> str:
+        """The last thing that it said."""
+        lines = "".join(self.said).split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "no reason given")
 
     @property
     def _stderr(self) -> IO[str]:

@@ -26,7 +26,7 @@ from comparison.content import path_of
 from comparison.ends import MEMFD, Ends
 from comparison.movers import LIMIT, Moved, free_port
 from comparison.programs import ProgramFailed
-from comparison.wires import Wire
+from comparison.wires import Side, Wire
 
 PROGRAM = "qemu-system-x86_64"
 
@@ -114,7 +114,7 @@ class Guest:
         self._events = EventListener("MIGRATION")
         self._process: subprocess.Popen[str] | None = None
 
-    def start(self, at: object, *options: str, mapped: bool = False) -> None:
+    def start(self, at: Side, *options: str, mapped: bool = False) -> None:
         """Start it; ``mapped``: with every page of its RAM mapped, as in a guest that has run."""
         backend = f"memory-backend-file,id=ram,mem-path={self._memory},size={self._size},share=on"
         words = [
@@ -124,7 +124,7 @@ class Guest:
             "-qmp", f"unix:{self._socket},server=on,wait=off", *options,
         ]  # fmt: skip
         self._process = subprocess.Popen(
-            at(words),  # type: ignore[operator]
+            at(words),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -147,7 +147,9 @@ class Guest:
     async def completed(self) -> None:
         """Return when its migration has."""
         async for event in self._events:
-            status = event["data"]["status"]
+            data = event["data"]
+            assert isinstance(data, dict)
+            status = data["status"]
             if status == "completed":
                 return
             if status in ("failed", "cancelled"):

@@ -53,7 +53,7 @@ def _compressed(content: str, wire: str) -> Part:
     def part(stage: Stage, size: int, rounds: int) -> dict[str, Ratio]:
         cells = compressed.run(
             stage, size, rounds, contents=(content,), wires=(wire,), fixed=("none", "zstd:1"),
-            seconds=0.7,
+            seconds=0.5,
         )  # fmt: skip
         found = rows_of(cells, cpu=False)
         return {name: ratio for name, ratio in found.items() if name.endswith(compressed.AUTO)}

@@ -52,7 +52,7 @@ def run(
         {"source": source, "sink": sink, "wire": wire, "devices": count}
         for count, source, sink, wire in product(devices, sources, sinks, wires)
     ]
-    rivals = [*peers(), *qemus()] if others is None else others
+    rivals: list[Mover] = [*peers(), *qemus()] if others is None else others
     wanted = [place for place in places if stage.wants(" ".join(map(str, place.values())))]
     stage.expect(len(wanted) * rounds)
     cells = []

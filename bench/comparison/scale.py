@@ -129,7 +129,7 @@ def run(
 
 def places(most: int, base: int, wide: int) -> list[tuple[int, int]]:
     """All numbers of devices with ``base`` bytes, and all sizes up to ``most`` on ``wide`` devices."""
-    sizes = sorted({*(size for size in SIZES if size <= most), base})
+    sizes = sorted({*(size for size in SIZES if size <= most), base, most})
     return [*((count, base) for count in DEVICES), *((wide, s) for s in sizes if s != base)]
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -20,6 +21,10 @@ VETH = "veth"
 _PREFIX = "vfioflow-bench-"
 _NAMESPACES = Path("/run/netns")
 _SHAPING = ("burst", "1mb", "latency", "5ms")
+
+
+Side = Callable[[list[str]], list[str]]
+"""Makes of a program's words the command that runs at one side of a wire."""
 
 
 class Wire(Protocol):
