@@ -1,9 +1,10 @@
 """Who moves the bytes: each program with its two sides, and the clock that is the same for all.
 
-The clock starts when the first pair is connected (programs of this project say so, and their
-interpreters are up by then), or when the first sender is started (others, which start in
-milliseconds).  Pipes are full by then.  It stops when the last receiver says that it is done, or
-ends.  CPU seconds are those of both sides.
+The clock starts when all pairs are connected and their interpreters up: one process for all devices
+(vfioflow) begins then, and processes per device wait for that at a gate.  Programs of others know no
+gate; with them it starts with the first sender, and the starts of the others, about 2 ms each, are
+within.  Pipes are full by then.  It stops when the last receiver says that it is done, or ends.  CPU
+seconds are those of both sides.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +27,7 @@ from comparison.programs import Program, ProgramFailed, Programs
 from comparison.wires import Side, Wire
 
 BENCH = Path(__file__).parents[1]
+NULL = subprocess.DEVNULL
 
 LIMIT = 120.0
 """Seconds after which a run is given up."""
@@ -63,8 +66,9 @@ class Mover(Protocol):
 class Announcing:
     """A program of this project: its receiver says its port, "ready", and its CPU time.
 
-    ``words send HOST PORT ...`` and ``words receive HOST ...``; either one process per device, with
-    the device at standard input or output, or ``together``: one for all, told the descriptors.
+    ``words send HOST PORT ...`` and ``words receive HOST ...``.  Either one process per device, with the
+    device at standard input or output, and a gate as the sender's last word; or ``together``: one for
+    all, told the descriptors.
     """
 
     name: str
@@ -83,18 +87,19 @@ class Announcing:
 
     def move(self, ends: Ends, wire: Wire) -> Moved:
         before = wire.sent()
-        with Programs(LIMIT) as programs:
-            receivers = self._start(programs, ends.outputs, [], wire)
+        gate, door = os.pipe2(os.O_CLOEXEC)
+        with Programs(LIMIT) as programs, os.fdopen(door, "wb") as held:
+            receivers = self._receivers(programs, ends.outputs, wire)
             ports = [receiver.line() for receiver in receivers]
-            senders: list[Program] = []
-            for number, port in enumerate(ports):
-                senders += self._start(programs, ends.inputs, [port], wire, number)
-                if receivers[number].line() != "ready":
-                    receivers[number].finish()
+            senders = self._senders(programs, ends.inputs, ports, gate, wire)
+            os.close(gate)
+            for receiver in receivers:
+                if receiver.line() != "ready":
+                    receiver.finish()
                     raise ProgramFailed(f"{self.name}: the receiver was never ready")
-                if number == 0:
-                    start = time.perf_counter()
             ends.handed_over()
+            start = time.perf_counter()
+            held.close()
             cpu = sum(receiver.value("cpu") for receiver in receivers)
             seconds = time.perf_counter() - start
             cpu += sum(sender.value("cpu") for sender in senders)
@@ -103,24 +108,28 @@ class Announcing:
         ends.settle()
         return Moved(seconds, cpu, wire.sent() - before)
 
-    def _start(
-        self, programs: Programs, fds: list[int], port: list[str], wire: Wire, number: int = -1
+    def _receivers(self, programs: Programs, fds: list[int], wire: Wire) -> list[Program]:
+        words = [*self.words, "receive", wire.host, *self.receive]
+        if self.together:
+            return [programs.start(wire.receiving([*words, *_all(fds)]), NULL, NULL, fds)]
+        return [programs.start(wire.receiving(words), NULL, fd) for fd in fds]
+
+    def _senders(
+        self, programs: Programs, fds: list[int], ports: list[str], gate: int, wire: Wire
     ) -> list[Program]:
-        """The receivers of all devices, or the sender of one with its receiver's port."""
-        null = subprocess.DEVNULL
-        if port:
-            words = [*self.words, "send", wire.host, *port, *self.send]
-            at = wire.sending
-        else:
-            words = [*self.words, "receive", wire.host, *self.receive]
-            at = wire.receiving
-        if self.together and len(fds) > 1:
-            words += ["--channels", str(min(len(fds), MAX_CHANNELS))]
-            words += ["--fds", ",".join(map(str, fds))]
-            return [programs.start(at(words), null, null, fds)]
-        if port:
-            return [programs.start(at(words), fds[number], null)]
-        return [programs.start(at(words), null, fd) for fd in fds]
+        words = [*self.words, "send", wire.host]
+        if self.together:
+            words += [*ports, *self.send, *_all(fds)]
+            return [programs.start(wire.sending(words), NULL, NULL, fds)]
+        return [
+            programs.start(wire.sending([*words, port, *self.send, str(gate)]), fd, NULL, [gate])
+            for port, fd in zip(ports, fds, strict=True)
+        ]
+
+
+def _all(fds: list[int]) -> list[str]:
+    channels = str(min(len(fds), MAX_CHANNELS))
+    return ["--channels", channels, "--fds", ",".join(map(str, fds))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +158,12 @@ class Piped:
             for fd in ends.outputs:
                 ports.append(free_port())
                 words = _fill_in(self.receive, wire.host, ports[-1])
-                receivers += _pipeline(programs, words, wire.receiving, subprocess.DEVNULL, fd)
+                receivers += _pipeline(programs, words, wire.receiving, NULL, fd)
                 _await_port(receivers, ports[-1])
             start = time.perf_counter()
             for port, fd in zip(ports, ends.inputs, strict=True):
                 words = _fill_in(self.send, wire.host, port)
-                senders += _pipeline(programs, words, wire.sending, fd, subprocess.DEVNULL)
+                senders += _pipeline(programs, words, wire.sending, fd, NULL)
             ends.handed_over()
             for receiver in receivers:
                 receiver.finish()
@@ -189,10 +198,20 @@ def _pipeline(
     return started
 
 
+_ports = count(20000)
+
+
 def free_port() -> int:
-    """A port that nobody listens on; in the namespaces of a veth nobody does anyway."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, below those that connections get, and each only once.
+
+    In the namespaces of a veth nobody listens anyway; but a port that was used a minute ago is
+    refused to a program that does not ask for its reuse.
+    """
+    for port in _ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
 
 
 def _await_port(programs: list[Program], port: int) -> None:
