@@ -1,56 +1,130 @@
-"""One lane of vfioflow between the same ends as ``loop.c``, for the comparison.
+"""Lanes of vfioflow between the same ends as ``loop.c``, for the comparisons.
 
-``python lane.py send PORT [--digest]`` moves standard input to the wire;
-``python lane.py receive [--digest]`` prints a port and moves the wire to standard output.
+``lane.py send HOST PORT`` moves standard input, or each of ``--fds``, to the wire;
+``lane.py receive HOST`` moves the wire to standard output, or to each of ``--fds``.  Both say on standard
+error what ``loop`` says: the port, "ready" once connected, and at the end ``cpu SECONDS``, without the
+start of the interpreter; the sender also ``wire BYTES``.
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import os
+import resource
 import socket
 import sys
+import threading
 
-from vfioflow._buffers import Pool
-from vfioflow._channel import Channel, Limiter
-from vfioflow._fdio import Cancel, Port
-from vfioflow._inlane import InLane, Receiver
-from vfioflow._outlane import END, OutLane
+from vfioflow._inlane import InLane
+from vfioflow._fdio import Port
+from vfioflow._outlane import END
+from vfioflow.lanes import Inbound, Outbound
+from vfioflow.policy import Policy
 
-CHUNK = 1 << 20
+MIB = 1 << 20
 
 
-def send(port: int, *, digests: bool) -> None:
-    """Standard input to 127.0.0.1:``port``, to its end."""
-    with socket.create_connection(("127.0.0.1", port)) as sock:
-        cancel, pool = Cancel(), Pool(CHUNK, 1)
-        lane = OutLane("bench", 0, [Channel(sock)], pool, cancel, Limiter(), digests=digests)
-        assert lane.pump(Port(os.dup(0)), 2**63, precopy=False) == END
+def cpu() -> float:
+    """Processor seconds of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def together(calls: list) -> None:
+    """Run all calls at once, each on a thread, to the end."""
+    failures: list[BaseException] = []
+
+    def run(call) -> None:
+        try:
+            call()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def send(options: argparse.Namespace, policy: Policy) -> None:
+    """Each fd to the peer, to its end."""
+    sockets = [
+        socket.create_connection((options.host, options.port))
+        for _ in range(policy.channel_count(len(options.fds)))
+    ]
+    splice = sockets[0].recv(1) == b"1"
+    out = Outbound([f"lane {fd}" for fd in options.fds], sockets, policy, splice=splice)
+    ports = [Port(os.dup(fd)) for fd in options.fds]
+    before = cpu()
+
+    def pump(lane, port) -> None:
+        assert lane.pump(port, 2**63, precopy=False) == END
         lane.end()
 
+    together([lambda e=ends: pump(*e) for ends in zip(out.lanes, ports, strict=True)])
+    out.end()
+    for sock in sockets:
+        sock.recv(1)  # the peer has loaded everything
+    print(f"cpu {cpu() - before:.6f}", file=sys.stderr)
+    print(f"wire {sum(lane.wire_bytes for lane in out.lanes)}", file=sys.stderr)
+    out.close(stuck=False)
 
-def receive(*, digests: bool) -> None:
-    """One connection to standard output; says its port, and "ready", on standard error."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+def receive(options: argparse.Namespace, policy: Policy) -> None:
+    """What the peer sends, to each fd."""
+    with socket.create_server((options.host, 0), backlog=64) as listening:
         print(listening.getsockname()[1], file=sys.stderr, flush=True)
-        sock, _ = listening.accept()
-    with sock:
-        lane = InLane("bench", Port(os.dup(1)))
-        signal = os.eventfd(0)
-        receiver = Receiver([lane], Pool(CHUNK, 2), Cancel(), signal, digests=digests)
-        channel = Channel(sock)
-        print("ready", file=sys.stderr, flush=True)
-        assert receiver.receive(channel)
-        assert lane.ended
+        sockets = [listening.accept()[0] for _ in range(policy.channel_count(len(options.fds)))]
+    ports = [Port(os.dup(fd)) for fd in options.fds]
+    splice = not policy.digest and all(port.takes_pages for port in ports)
+    sockets[0].send(b"1" if splice else b"0")
+    lanes = [InLane(f"lane {fd}", port) for fd, port in zip(options.fds, ports, strict=True)]
+    signal = os.eventfd(0)
+    inbound = Inbound(
+        lanes, sockets, chunk_size=policy.frame_size, digests=policy.digest, signal_fd=signal
+    )
+    print("ready", file=sys.stderr, flush=True)
+    before = cpu()
+    together([lambda c=channel: inbound.receiver.receive(c) for channel in inbound.channels])
+    assert all(lane.ended for lane in lanes)
+    print(f"cpu {cpu() - before:.6f}", file=sys.stderr)
+    inbound.close(stuck=False)
+    os.close(signal)
+
+
+def main() -> None:
+    """Run one side."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=("send", "receive"))
+    parser.add_argument("host")
+    parser.add_argument("port", type=int, nargs="?")
+    parser.add_argument("--digest", action="store_true")
+    parser.add_argument("--compression", default="none")
+    parser.add_argument("--threads", type=int, default=0, help="compressors (0: one per processor)")
+    parser.add_argument("--channels", type=int, default=0, help="0: as many as the policy takes")
+    parser.add_argument("--chunk", type=int, default=MIB, help="bytes")
+    parser.add_argument("--fds", type=lambda text: [int(word) for word in text.split(",")])
+    options = parser.parse_args()
+    policy = Policy(
+        digest=options.digest,
+        compression=options.compression,
+        compression_threads=options.threads,
+        channels=options.channels,
+        chunk_size=options.chunk,
+    )
+    if options.fds is None:
+        options.fds = [0 if options.side == "send" else 1]
+    for fd in options.fds:
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, MIB)
+        except OSError:
+            continue  # not a pipe
+    (send if options.side == "send" else receive)(options, policy)
 
 
 if __name__ == "__main__":
-    for fd in (0, 1):
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CHUNK)
-        except OSError:
-            continue  # not a pipe
-    if sys.argv[1] == "send":
-        send(int(sys.argv[2]), digests="--digest" in sys.argv)
-    else:
-        receive(digests="--digest" in sys.argv)
+    main()

@@ -5,6 +5,10 @@ class Port:
     def fileno(self) -> int:
         """The data fd.  Raises ValueError once closed."""
 
+    @property
+    def takes_pages(self) -> bool:
+        """Whether splice is the fastest way into it."""
+
     def close(self) -> None:
         """Close the data fd.  Safe to call twice; never call it while a pump runs on the port."""
 

@@ -11,8 +11,11 @@ def unpack(wire: Buffer, chunk_size: int, max_length: int) -> tuple[int, int, in
             the limits ``chunk_size`` (device bytes) and ``max_length`` (payload bytes).
     """
 
-def crc(data: Buffer, start: int = 0, *, hardware: bool = True) -> int:
-    """CRC32C of ``data``, going on from ``start``.  ``hardware=False`` takes the table."""
+def crc(data: Buffer, start: int = 0, *, way: int = 2) -> int:
+    """CRC32C of ``data``, going on from ``start``, by the fastest way up to ``way`` that there is.
 
-def crc_in_hardware() -> bool:
-    """Whether this processor has an instruction for the digest."""
+    0 is the table, 1 the CRC instruction, 2 folding with carry-less multiplication.
+    """
+
+def crc_way() -> int:
+    """The way that digests take on this processor, as in :func:`crc`."""

@@ -1,7 +1,9 @@
 from collections.abc import Sequence
 
+from vfioflow._balance import Balance
 from vfioflow._buffers import Pool
 from vfioflow._channel import Channel, Limiter
+from vfioflow._crew import Crew
 from vfioflow._fdio import Cancel, Port
 
 CANCELLED: int
@@ -20,6 +22,7 @@ class OutLane:
     read_ns: int
     send_ns: int
     digest: int
+    balance: Balance | None
 
     def __init__(
         self,
@@ -31,8 +34,8 @@ class OutLane:
         limiter: Limiter,
         *,
         digests: bool,
-        elide_zeros: bool = False,
-        level: int | None = None,
+        crew: Crew | None = None,
+        splice: bool = False,
     ) -> None: ...
     def pump(self, port: Port, budget: int, *, precopy: bool) -> int:
         """Move up to ``budget`` bytes from the data fd to the wire; one call for one phase.

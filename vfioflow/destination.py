@@ -188,7 +188,8 @@ class Destination(Session):
             signal_fd=self._signal,
         )
         self._digests = offer.digests
-        await self._control.send(messages.Ready())
+        pages = all(lane.port is not None and lane.port.takes_pages for lane in self._lanes)
+        await self._control.send(messages.Ready(splice=pages and not offer.digests))
 
     def take_channel(self, preamble: Preamble, sock: socket.socket) -> bool:
         """Take a data connection if it is this session's and still missing."""

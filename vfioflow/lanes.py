@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from vfioflow._buffers import Pool
 from vfioflow._channel import Channel, Limiter
+from vfioflow._crew import Crew
 from vfioflow._fdio import Cancel
 from vfioflow._inlane import InLane, Receiver
 from vfioflow._outlane import OutLane
@@ -26,6 +27,9 @@ T = TypeVar("T")
 
 TICK = 0.1
 """Seconds between two looks at the counters."""
+
+_JOBS_PER_THREAD = 4
+"""Chunks under way for each compressor: enough that none waits while a frame goes out."""
 
 _LAST_WORDS = 1.0
 """Seconds to wait, when a data connection breaks, for the peer's reason."""
@@ -56,17 +60,30 @@ class _Ends:
 
 
 class Outbound(_Ends):
-    """The source's lanes and channels."""
+    """The source's lanes and channels.
+
+    ``splice``: the destination passes bytes on to its devices by splice (it says so in READY).
+    """
 
     def __init__(
-        self, names: Sequence[str], sockets: Sequence[socket.socket], policy: Policy
+        self,
+        names: Sequence[str],
+        sockets: Sequence[socket.socket],
+        policy: Policy,
+        *,
+        splice: bool,
     ) -> None:
         super().__init__(sockets)
         self.limiter = Limiter(policy.max_bandwidth or 0)
-        level = policy.zstd_level
-        # A pump holds one buffer, and a second one where it compresses; a probe one per channel.
-        pumps = len(names) * (1 if level is None else 2)
+        threads = policy.thread_count
+        spare_jobs = _JOBS_PER_THREAD * threads
+        # A pump holds one buffer, a compressor one besides its jobs, a probe one per channel.
+        pumps = len(names) + threads + spare_jobs
         self.pool = Pool(policy.frame_size, max(pumps, len(sockets)))
+        self._crew = None
+        if threads:
+            self._crew = Crew(threads, self.pool, spare_jobs, level=policy.zstd_level)
+            self._crew.start()
         self.lanes = [
             OutLane(
                 name,
@@ -76,8 +93,8 @@ class Outbound(_Ends):
                 self.cancel,
                 self.limiter,
                 digests=policy.digest,
-                elide_zeros=policy.compression == "auto",
-                level=level,
+                crew=self._crew,
+                splice=splice,
             )
             for index, name in enumerate(names)
         ]
@@ -87,6 +104,12 @@ class Outbound(_Ends):
         if len(self.channels) <= lanes:
             return [self.channels[index % len(self.channels)]]
         return self.channels[index::lanes]
+
+    def close(self, *, stuck: bool) -> None:
+        """Close the sockets and end the compressors; where a pump is ``stuck``, once it is done."""
+        super().close(stuck=stuck)
+        if self._crew is not None and not stuck:
+            self._crew.close()
 
     def unsent(self) -> int:
         """Bytes that the peer has not yet acknowledged receiving (``SIOCOUTQ``)."""

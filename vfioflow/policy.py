@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,7 @@ __all__ = ["MAX_CHANNELS", "Policy"]
 _MIB = 1024 * 1024
 _CHUNK_RANGE = (4096, 64 * _MIB)
 MAX_CHANNELS = 64
+MAX_THREADS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,14 @@ class Policy:
     """Most bytes per second on the wire, all devices together; None: no limit."""
 
     compression: str = "none"
-    """"none"; "auto" (all-zero chunks are not sent, the rest goes raw); or "zstd:LEVEL"."""
+    """"none"; "zstd:LEVEL" (-100 to 22); or "auto": zstd at a fitting level where that is faster.
+
+    Both leave out zeros. "auto" decides for each chunk, from the data and from whether the wire or
+    the processors are the bottleneck at the moment.
+    """
+
+    compression_threads: int = 0
+    """Threads that compress, for all devices together; 0: one per processor, at most 8."""
 
     channels: int = 0
     """Data connections; 0: one per device, at most 8.
@@ -44,8 +53,8 @@ class Policy:
     chunk_size: int = _MIB
     """Most device bytes in one frame, 4 KiB to 64 MiB.
 
-    The source holds one buffer of this size per device (two where it compresses), the destination
-    two per channel.
+    The source holds one buffer of this size per device, and where it compresses five more per
+    thread; the destination two per channel.
     """
 
     max_iterations: int = 1000
@@ -85,6 +94,12 @@ class Policy:
             '"none", "auto" or "zstd:LEVEL" with a level from -100 to 22',
         )
         _require(
+            0 <= self.compression_threads <= MAX_THREADS,
+            "compression_threads",
+            self.compression_threads,
+            f"from 0 to {MAX_THREADS}",
+        )
+        _require(
             0 <= self.channels <= MAX_CHANNELS,
             "channels",
             self.channels,
@@ -109,6 +124,13 @@ class Policy:
     def zstd_level(self) -> int | None:
         """The level of "zstd:LEVEL", else None."""
         return int(self.compression[5:]) if self.compression.startswith("zstd:") else None
+
+    @property
+    def thread_count(self) -> int:
+        """How many threads compress: none with "none"."""
+        if self.compression == "none":
+            return 0
+        return self.compression_threads or min(len(os.sched_getaffinity(0)), 8)
 
     @property
     def frame_size(self) -> int:

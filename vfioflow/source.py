@@ -214,10 +214,11 @@ class Source(Session):
             for number in range(channels):
                 preamble = Preamble(Role.DATA, number, answer.token)
                 sockets.append(await connect(self._address, preamble, policy.connect_timeout))
-            await control.expect(
+            ready = await control.expect(
                 messages.Ready, timeout=policy.connect_timeout, what="word that it is ready"
             )
-            self._out = Outbound([lane.name for lane in self._lanes], sockets, policy)
+            names = [lane.name for lane in self._lanes]
+            self._out = Outbound(names, sockets, policy, splice=ready.splice)
         finally:
             if self._out is None:
                 for sock in sockets:

@@ -1,4 +1,4 @@
-# Extern declarations only: the Linux side of pipes that Cython's posix package lacks.
+# Extern declarations only: the Linux side of pipes and files that Cython's posix package lacks.
 cdef extern from *:
     """
     #ifndef _GNU_SOURCE
@@ -7,9 +7,12 @@ cdef extern from *:
     """
 
 cdef extern from "<fcntl.h>" nogil:
+    const int F_GETPIPE_SZ
     const int F_SETPIPE_SZ
     const int O_CLOEXEC
     const int O_PATH
+    const unsigned SPLICE_F_MOVE
+    ssize_t splice(int source, void *source_offset, int target, void *target_offset, size_t size, unsigned flags)
 
 cdef extern from "<unistd.h>" nogil:
     int pipe2(int fds[2], int flags)
@@ -17,3 +20,10 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<sys/ioctl.h>" nogil:
     const unsigned long FIONREAD
     int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "<linux/sockios.h>" nogil:
+    const unsigned long SIOCOUTQNSD
+
+cdef extern from "<sys/sysmacros.h>" nogil:
+    unsigned major(unsigned long device)
+    unsigned minor(unsigned long device)

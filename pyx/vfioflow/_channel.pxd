@@ -1,6 +1,6 @@
 # Channels, and what every pump shares: faults, waits, the clock.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from pthread cimport pthread_mutex_t
+from pthread cimport pthread_cond_t, pthread_mutex_t
 
 from vfioflow._buffers cimport Pool
 from vfioflow._fdio cimport Cancel, port_t
@@ -23,7 +23,9 @@ ctypedef struct fault_t:
 
 ctypedef struct channel_t:
     int fd
-    pthread_mutex_t lock        # held while a frame goes out
+    pthread_mutex_t lock        # of the next two
+    uint64_t tickets, serving   # who is next: first come, first served
+    pthread_cond_t turn
     uint64_t wire_bytes         # sent
     uint64_t pad_bytes          # received; one receiver per channel writes it
 
@@ -47,4 +49,13 @@ cdef int fail(fault_t *fault, where_t where, int status, int lane, uint64_t offs
 cdef object raise_fault(fault_t *fault, object name, object action)
 cdef int wait_port(port_t *port, short events, int *rounds, int cancel_fd) noexcept nogil
 cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil
+cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil
+# A frame goes out whole: take the channel, send, leave it
+cdef void enter(channel_t *channel) noexcept nogil
+cdef bint try_enter(channel_t *channel) noexcept nogil
+cdef void leave(channel_t *channel) noexcept nogil
+cdef size_t unsent(const channel_t *channel) noexcept nogil
+cdef bint writable(const channel_t *channel) noexcept nogil
 cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload) noexcept nogil
+# The payload is in the pipe already
+cdef int splice_frame(channel_t *channel, const frame_t *frame, int pipe_fd) noexcept nogil

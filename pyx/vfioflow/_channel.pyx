@@ -6,15 +6,21 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
 from errnos cimport EBADMSG, ECONNRESET, EINTR, ETIMEDOUT, errno
+from pipes cimport SIOCOUTQNSD, ioctl
+from poll cimport POLLOUT, poll, pollfd
 from pthread cimport (
+    pthread_cond_broadcast,
+    pthread_cond_destroy,
+    pthread_cond_init,
+    pthread_cond_wait,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from sockets cimport MSG_NOSIGNAL, MSG_WAITALL, iovec, msghdr, recv, sendmsg
+from sockets cimport MSG_MORE, MSG_NOSIGNAL, MSG_WAITALL, SO_RCVLOWAT, SOL_SOCKET, iovec, msghdr, recv, send, sendmsg, setsockopt
 
-from vfioflow._fdio cimport wait_fd
+from vfioflow._fdio cimport fd_splice, wait_fd
 from vfioflow._frame cimport HEADER_SIZE, KIND_PAD, encode
 
 import os
@@ -25,6 +31,8 @@ cdef enum:
     # Longest that a limited lane may fall behind its rate and still catch up: 10 ms.
     BURST_NS = 10 * 1000 * 1000
     MAX_WAIT_MS = 1 << 30
+    # Payloads from this size are worth the two calls that say how much is waited for.
+    ONE_WAKE_UP = 256 * 1024
 
 
 cdef int64_t now_ns() noexcept nogil:
@@ -92,8 +100,62 @@ cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil:
     return 0
 
 
+cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil:
+    """As recv_all, but woken once for all of it, not for each segment: about a tenth faster for a MiB."""
+    cdef int lowest
+    cdef int status
+    if size < ONE_WAKE_UP:
+        return recv_all(fd, buffer, size)
+    lowest = <int> size
+    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &lowest, sizeof(lowest))
+    status = recv_all(fd, buffer, size)
+    lowest = 1
+    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &lowest, sizeof(lowest))
+    return status
+
+
+cdef void enter(channel_t *channel) noexcept nogil:
+    """Wait for the channel; in the order of asking, so that no lane starves another."""
+    cdef uint64_t ticket
+    pthread_mutex_lock(&channel.lock)
+    ticket = channel.tickets
+    channel.tickets += 1
+    while channel.serving != ticket:
+        pthread_cond_wait(&channel.turn, &channel.lock)
+    pthread_mutex_unlock(&channel.lock)
+
+
+cdef bint try_enter(channel_t *channel) noexcept nogil:
+    cdef bint free
+    pthread_mutex_lock(&channel.lock)
+    free = channel.serving == channel.tickets
+    channel.tickets += free
+    pthread_mutex_unlock(&channel.lock)
+    return free
+
+
+cdef void leave(channel_t *channel) noexcept nogil:
+    pthread_mutex_lock(&channel.lock)
+    channel.serving += 1
+    pthread_cond_broadcast(&channel.turn)
+    pthread_mutex_unlock(&channel.lock)
+
+
+cdef size_t unsent(const channel_t *channel) noexcept nogil:
+    """Bytes that the socket holds and has not put on the wire yet; 0 where it cannot tell."""
+    cdef int waiting = 0
+    return waiting if ioctl(channel.fd, SIOCOUTQNSD, &waiting) == 0 else 0
+
+
+cdef bint writable(const channel_t *channel) noexcept nogil:
+    cdef pollfd about
+    about.fd = channel.fd
+    about.events = POLLOUT
+    return poll(&about, 1, 0) == 1
+
+
 cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload) noexcept nogil:
-    """Send a frame whole; the caller holds the channel's lock.  0 or -errno."""
+    """Send a frame whole; the caller has entered the channel.  0 or -errno."""
     cdef uint8_t header[HEADER_SIZE]
     cdef iovec parts[2]
     cdef msghdr message
@@ -120,6 +182,27 @@ cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payloa
         parts[0].iov_len -= from_header
         parts[1].iov_base = <char *> parts[1].iov_base + (n - from_header)
         parts[1].iov_len -= n - from_header
+    channel.wire_bytes += HEADER_SIZE + <size_t> frame.length
+    return 0
+
+
+cdef int splice_frame(channel_t *channel, const frame_t *frame, int pipe_fd) noexcept nogil:
+    cdef uint8_t header[HEADER_SIZE]
+    cdef size_t left = HEADER_SIZE
+    cdef ssize_t n
+    encode(frame, header)
+    while left > 0:
+        n = send(channel.fd, header + HEADER_SIZE - left, left, MSG_NOSIGNAL | MSG_MORE)
+        if n >= 0:
+            left -= n
+        elif errno != EINTR:
+            return -errno
+    left = frame.length
+    while left > 0:
+        n = fd_splice(pipe_fd, channel.fd, left)
+        if n < 0:
+            return <int> n
+        left -= n
     channel.wire_bytes += HEADER_SIZE + <size_t> frame.length
     return 0
 
@@ -170,6 +253,7 @@ cdef class Channel:
 
     def __cinit__(self, socket):
         pthread_mutex_init(&self.c.lock, NULL)
+        pthread_cond_init(&self.c.turn, NULL)
         socket.setblocking(True)
         self.socket = socket
         self.c.fd = socket.fileno()
@@ -177,6 +261,7 @@ cdef class Channel:
     def __dealloc__(self):
         if self.owned:
             close(self.c.fd)
+        pthread_cond_destroy(&self.c.turn)
         pthread_mutex_destroy(&self.c.lock)
 
     def keep(self):
@@ -211,14 +296,14 @@ cdef class Channel:
         memset(&frame, 0, sizeof(frame))
         frame.kind = KIND_PAD
         with nogil:
-            pthread_mutex_lock(&self.c.lock)
+            enter(&self.c)
             while size > 0 and status == 0:
                 frame.length = <uint32_t> min(size, pool.size)
                 status = limiter.take(frame.length, cancel.fd)
                 if status == 0:
                     status = send_frame(&self.c, &frame, buffer)
                 size -= frame.length
-            pthread_mutex_unlock(&self.c.lock)
+            leave(&self.c)
         pool.give(buffer)
         if status < 0 and not cancel.flag:
             fail(&fault, AT_WIRE, status, -1, 0)

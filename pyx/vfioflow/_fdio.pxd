@@ -1,8 +1,15 @@
 # How a pump touches file descriptors: ports (a device's data fd) and cancellable waits.
 
+# What moves pages to and from a port without a copy; the answer for each kind is in docs/tuning.md.
+cdef enum splice_t:
+    SPLICE_NEVER = 0            # a driver's data fd has read and write only
+    SPLICE_OUT = 1              # good for taking from it, if the other end passes pages on as well
+    SPLICE_IN = 2               # good for giving to it
+
 ctypedef struct port_t:
     int fd                      # what to poll while the port is not ready; -1: nothing to poll
     int closed
+    int splices                 # of splice_t, a set; cleared for good where the kernel then refuses
     void *context               # whatever the implementation needs
     # Both return bytes moved, 0, or -errno (EAGAIN: poll fd and try again), and never block for
     # longer than the device itself takes.
@@ -20,6 +27,7 @@ cdef class Cancel:
 
 
 cdef ssize_t fd_read(port_t *port, void *buffer, size_t size) noexcept nogil
+cdef ssize_t fd_splice(int source, int target, size_t size) noexcept nogil
 cdef ssize_t fd_write(port_t *port, const void *buffer, size_t size) noexcept nogil
 # 0 when fd has one of events, -ECANCELED once cancel_fd is readable, -ETIMEDOUT after timeout_ms (-1: never)
 cdef int wait_fd(int fd, short events, int cancel_fd, int timeout_ms) noexcept nogil

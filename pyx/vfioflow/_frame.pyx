@@ -7,7 +7,7 @@ from crc32c cimport crc32c, crc32c_hardware, crc32c_setup
 from endians cimport htole16, htole32, htole64, le16toh, le32toh, le64toh
 from errnos cimport EBADMSG, EPROTO
 
-crc32c_setup(1)
+crc32c_setup(2)
 
 
 cdef uint32_t digest(uint32_t crc, const void *data, size_t size) noexcept nogil:
@@ -105,17 +105,20 @@ def unpack(const uint8_t[::1] wire, uint32_t chunk_size, uint32_t max_length):
     return frame.kind, frame.lane, frame.length, frame.offset, frame.raw_length, frame.digest
 
 
-def crc(const uint8_t[::1] data, uint32_t start=0, *, hardware=True):
-    """CRC32C of ``data``, going on from ``start``.  ``hardware=False`` takes the table (for tests)."""
+def crc(const uint8_t[::1] data, uint32_t start=0, *, int way=2):
+    """CRC32C of ``data``, going on from ``start``, by the fastest way up to ``way`` that the processor has.
+
+    0 is the table, 1 the CRC instruction, 2 folding with carry-less multiplication.  For tests and tools.
+    """
     cdef uint32_t result
-    if not hardware:
-        crc32c_setup(0)
+    if way < 2:
+        crc32c_setup(way)
     result = crc32c(start, &data[0] if data.shape[0] else NULL, data.shape[0])
-    if not hardware:
-        crc32c_setup(1)
+    if way < 2:
+        crc32c_setup(2)
     return result
 
 
-def crc_in_hardware():
-    """Whether this processor has an instruction for the digest."""
-    return bool(crc32c_hardware)
+def crc_way():
+    """The way that digests take on this processor, as in :func:`crc`."""
+    return crc32c_hardware

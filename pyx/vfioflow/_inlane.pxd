@@ -21,6 +21,11 @@ ctypedef struct in_lane_t:
     int ended
     int busy                    # a frame is going to the device
 
+# What one receiving thread reads from
+ctypedef struct wire_t:
+    int fd
+    int pipe[2]                 # its own, for splice; -1: none yet
+
 
 cdef class InLane:
     cdef in_lane_t c
@@ -37,7 +42,11 @@ cdef class Receiver:
     cdef int signal_fd
     cdef bint digests
     cdef int run(self, channel_t *channel, Decompressor decompressor, fault_t *fault) noexcept nogil
-    cdef int deliver(self, const frame_t *frame, const void *data, fault_t *fault) noexcept nogil
+    cdef bint may_splice(self, const frame_t *frame, wire_t *wire) noexcept nogil
+    cdef int deliver(self, const frame_t *frame, const void *data, const wire_t *wire,
+                     fault_t *fault) noexcept nogil
+    cdef int pour(self, in_lane_t *lane, const frame_t *frame, const wire_t *wire, size_t *done,
+                  fault_t *fault) noexcept nogil
     cdef int check_digest(self, in_lane_t *lane, const frame_t *frame, const void *data,
                           fault_t *fault) noexcept nogil
     cdef int load(self, port_t *port, const frame_t *frame, const void *data, size_t *done,

@@ -5,10 +5,13 @@ One call runs the whole life of one channel on the calling thread, without the G
 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
+from posix.fcntl cimport O_NONBLOCK, fcntl
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.unistd cimport close
 
 from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EIO, ENOMEM, EPROTO
 from eventfd cimport eventfd_write
+from pipes cimport F_SETPIPE_SZ, O_CLOEXEC, pipe2
 from poll cimport POLLOUT
 from pthread cimport (
     pthread_cond_broadcast,
@@ -32,13 +35,16 @@ from vfioflow._channel cimport (
     now_ns,
     raise_fault,
     recv_all,
+    recv_payload,
     wait_port,
 )
+from vfioflow._fdio cimport SPLICE_IN, fd_splice
 from vfioflow._frame cimport (
     HEADER_SIZE,
     KIND_END,
     KIND_MARK,
     KIND_PAD,
+    KIND_RAW,
     KIND_ZERO,
     KIND_ZSTD,
     MAX_CHUNK,
@@ -175,8 +181,11 @@ cdef class Receiver:
         cdef uint8_t *arrived = <uint8_t *> self.pool.take()
         cdef uint8_t *unpacked = <uint8_t *> self.pool.take()
         cdef const uint8_t *data
+        cdef wire_t wire
         cdef int fd = channel.fd
         cdef int status = 0
+        wire.fd = fd
+        wire.pipe[0] = wire.pipe[1] = -1
         if arrived == NULL or unpacked == NULL:
             status = fail(fault, AT_MEMORY, -ENOMEM, -1, 0)
         while status == 0 and not self.cancel.flag:
@@ -190,8 +199,11 @@ cdef class Receiver:
             if status < 0:
                 fail(fault, AT_FRAME, status, -1, 0)
                 break
+            if self.may_splice(&frame, &wire):
+                status = self.deliver(&frame, NULL, &wire, fault)
+                continue
             if frame.length > 0:
-                status = recv_all(fd, arrived, frame.length)
+                status = recv_payload(fd, arrived, frame.length)
                 if status != 0:
                     status = fail(fault, AT_WIRE, -ECONNRESET if status == 1 else status, -1, 0)
                     break
@@ -211,13 +223,30 @@ cdef class Receiver:
             elif frame.kind == KIND_ZERO:
                 data = unpacked
                 memset(unpacked, 0, frame.raw_length)
-            status = self.deliver(&frame, data, fault)
+            status = self.deliver(&frame, data, &wire, fault)
+        if wire.pipe[0] >= 0:
+            close(wire.pipe[0])
+            close(wire.pipe[1])
         self.pool.give(unpacked)
         self.pool.give(arrived)
         return status
 
-    cdef int deliver(self, const frame_t *frame, const void *data, fault_t *fault) noexcept nogil:
-        """Load a frame once all frames before it are loaded.  0 or -errno.
+    cdef bint may_splice(self, const frame_t *frame, wire_t *wire) noexcept nogil:
+        """Whether a frame's bytes can go to the device unseen, by way of a pipe of this thread's own."""
+        if frame.kind != KIND_RAW or self.digests or frame.lane >= self.lane_count:
+            return False
+        if not self.lanes[frame.lane].port.splices & SPLICE_IN:
+            return False
+        if wire.pipe[0] < 0:
+            if pipe2(wire.pipe, O_CLOEXEC) != 0:
+                wire.pipe[0] = wire.pipe[1] = -1
+                return False
+            fcntl(wire.pipe[1], F_SETPIPE_SZ, 1 << 20)
+        return True
+
+    cdef int deliver(self, const frame_t *frame, const void *data, const wire_t *wire,
+                     fault_t *fault) noexcept nogil:
+        """Load a frame once all frames before it are loaded; without ``data``, from the wire.  0 or -errno.
 
         Waiting here cannot deadlock: a lane sends its frames one after the other, so the frame
         that was sent first of all that are not loaded yet is at the head of its channel, and
@@ -248,9 +277,12 @@ cdef class Receiver:
         if self.digests and not late_mark:
             status = self.check_digest(lane, frame, data, fault)
         if status == 0 and frame.raw_length > 0:
-            before = now_ns()
-            status = self.load(lane.port, frame, data, &done, fault)
-            lane.write_ns += now_ns() - before
+            if data == NULL:
+                status = self.pour(lane, frame, wire, &done, fault)
+            else:
+                before = now_ns()
+                status = self.load(lane.port, frame, data, &done, fault)
+                lane.write_ns += now_ns() - before
         pthread_mutex_lock(&lane.lock)
         lane.offset += done
         lane.wire_bytes += HEADER_SIZE + <uint64_t> frame.length
@@ -289,4 +321,32 @@ cdef class Receiver:
             else:
                 status = <int> n if n < 0 else -EIO
                 fail(fault, AT_DEVICE, status, frame.lane, frame.offset + done[0])
+        return status
+
+    cdef int pour(self, in_lane_t *lane, const frame_t *frame, const wire_t *wire, size_t *done,
+                  fault_t *fault) noexcept nogil:
+        """Move a frame's bytes from the socket to the device, page by page, without a copy.  0 or -errno."""
+        cdef size_t left = frame.raw_length     # still in the socket
+        cdef size_t held                        # in the pipe
+        cdef int rounds = 0, status = 0
+        cdef ssize_t n
+        cdef int64_t before
+        while status == 0 and left > 0:
+            n = fd_splice(wire.fd, wire.pipe[1], left)
+            if n <= 0:
+                return fail(fault, AT_WIRE, <int> n if n < 0 else -ECONNRESET, frame.lane, frame.offset + done[0])
+            held = n
+            left -= n
+            before = now_ns()
+            while status == 0 and held > 0:
+                n = fd_splice(wire.pipe[0], lane.port.fd, held)
+                if n > 0:
+                    held -= n
+                    done[0] += n
+                    rounds = 0
+                elif n == -EAGAIN:
+                    status = wait_port(lane.port, POLLOUT, &rounds, self.cancel.fd)
+                else:
+                    status = fail(fault, AT_DEVICE, <int> n if n < 0 else -EIO, frame.lane, frame.offset + done[0])
+            lane.write_ns += now_ns() - before
         return status

@@ -1,11 +1,16 @@
 # The source's end of one device's stream.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from pthread cimport pthread_cond_t
 
+from vfioflow._balance cimport Balance
 from vfioflow._buffers cimport Pool
 from vfioflow._channel cimport Channel, Limiter, channel_t, fault_t
+from vfioflow._crew cimport Crew, job_t
 from vfioflow._fdio cimport Cancel, Port, port_t
 from vfioflow._frame cimport frame_t
-from vfioflow._zstd cimport Compressor
+
+cdef enum:
+    MAX_JOBS = 32               # chunks of one lane under way at most
 
 
 cdef class OutLane:
@@ -17,8 +22,9 @@ cdef class OutLane:
     cdef readonly uint64_t read_ns
     cdef readonly uint64_t send_ns
     cdef readonly uint32_t digest
+    cdef readonly Balance balance
     cdef bint digests
-    cdef bint elide
+    cdef bint splice            # the other end passes pages on
     cdef channel_t **channels
     cdef int channel_count
     cdef int next_channel
@@ -26,10 +32,26 @@ cdef class OutLane:
     cdef Pool pool
     cdef Cancel cancel
     cdef Limiter limiter
-    cdef Compressor compressor
+    cdef Crew crew
+    cdef int pipe[2]            # the lane's own, for splice; -1: none yet
+    cdef size_t pipe_size
+    cdef uint8_t *buffer        # for the next read; NULL: in a job
+    cdef job_t jobs[MAX_JOBS]   # a ring: on their way to the wire, in order
+    cdef int first_job
+    cdef int job_count
+    cdef pthread_cond_t job_done
     cdef int run(self, port_t *port, uint64_t budget, bint precopy, fault_t *fault) noexcept nogil
-    cdef ssize_t fill(
-        self, port_t *port, uint8_t *buffer, size_t want, bint precopy, int *status
-    ) noexcept nogil
-    cdef int send_data(self, const uint8_t *data, size_t size, uint8_t *packed, fault_t *fault) noexcept nogil
+    cdef int step(self, port_t *port, uint64_t *budget, bint precopy, int *source, fault_t *fault) noexcept nogil
+    cdef bint has_room(self) noexcept nogil
+    cdef bint may_splice(self, port_t *port) noexcept nogil
+    cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, int *source) noexcept nogil
+    cdef ssize_t take(self, port_t *port, size_t have, size_t want) noexcept nogil
+    cdef int pass_on(self, port_t *port, size_t size, fault_t *fault) noexcept nogil
+    cdef int send_raw(self, const uint8_t *data, size_t size, fault_t *fault) noexcept nogil
+    cdef int queue(self, size_t size, bint packing, fault_t *fault) noexcept nogil
+    cdef int send_first_job(self, fault_t *fault) noexcept nogil
+    cdef void drop_jobs(self) noexcept nogil
+    cdef void give_back(self, uint8_t *buffer) noexcept nogil
+    cdef int send_data(self, int kind, const void *payload, size_t length, size_t size, uint32_t digest,
+                       fault_t *fault) noexcept nogil
     cdef int send(self, frame_t *frame, const void *payload) noexcept nogil

@@ -6,28 +6,37 @@ counters at any time; they are plain integers that only the pump writes.
 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
+from posix.unistd cimport close
 
-from errnos cimport EAGAIN, ENOMEM, ENOMSG
+from errnos cimport EAGAIN, EINVAL, ENOMEM, ENOMSG
+from pipes cimport F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, pipe2
 from poll cimport POLLIN
-from pthread cimport pthread_mutex_lock, pthread_mutex_trylock, pthread_mutex_unlock
+from posix.fcntl cimport O_NONBLOCK, fcntl
+from pthread cimport pthread_cond_destroy, pthread_cond_init
 
 from vfioflow._channel cimport (
     AT_DEVICE,
     AT_MEMORY,
     AT_WIRE,
+    enter,
     fail,
+    leave,
     now_ns,
     raise_fault,
     send_frame,
+    splice_frame,
+    try_enter,
     wait_port,
+    writable,
 )
+from vfioflow._crew cimport JOB_DONE
+from vfioflow._fdio cimport SPLICE_OUT, fd_splice
 from vfioflow._frame cimport (
     HEADER_SIZE,
     KIND_END,
     KIND_MARK,
     KIND_RAW,
     KIND_ZERO,
-    KIND_ZSTD,
     MAX_CHUNK,
     digest,
 )
@@ -38,6 +47,7 @@ cdef enum:
     _DRAINED = 1        # the device has nothing more for now
     _BUDGET = 2         # the budget is used up
     _END = 3            # the device's stream is at its end
+    _LATER = 4          # inside: the device is not ready, and there is other work
 
 CANCELLED, DRAINED, BUDGET, END = _CANCELLED, _DRAINED, _BUDGET, _END
 
@@ -45,12 +55,31 @@ cdef enum:
     # A device that hands out less than this at a time is asked again before a frame is sent, so
     # that small reads do not become small frames.
     MIN_FRAME = 64 * 1024
+    # Zeros are left out in runs of at least this.
+    ZERO_RUN = 64 * 1024
+    # A pipe smaller than this (the system limits what a user's pipes may hold) is slower than a copy.
+    MIN_PIPE = 256 * 1024
 
 
 cdef bint all_zero(const char *data, size_t size) noexcept nogil:
     if data[0] != 0 or data[size - 1] != 0:
         return False
     return size == 1 or memcmp(data, data + 1, size - 1) == 0
+
+
+cdef size_t run_of(const uint8_t *data, size_t size, bint *zero) noexcept nogil:
+    """The length of the run of zero or other blocks that ``data`` begins with."""
+    cdef size_t at = 0, part
+    cdef bint this
+    while at < size:
+        part = min(<size_t> ZERO_RUN, size - at)
+        this = all_zero(<const char *> data + at, part)
+        if at == 0:
+            zero[0] = this
+        elif this != zero[0]:
+            break
+        at += part
+    return at
 
 
 cdef class OutLane:
@@ -61,16 +90,20 @@ cdef class OutLane:
         index: the lane's number on the wire, below 65536.
         channels: the connections that its frames may take, in turn.
         pool: buffers whose size is the most device bytes in a frame (at most 64 MiB); a running
-            pump holds one, or two with zstd.
+            pump holds one, and more as the crew allows.
         cancel: ends the pump.
         limiter: the rate shared with the other lanes.
         digests: whether frames carry the running CRC32C.
-        elide_zeros: send all-zero chunks as a bare header.
-        level: compress with zstd at this level; None: never.
+        crew: compresses, and leaves out runs of zeros; None: all bytes go as they are.
+        splice: the receiver passes the bytes on by splice.  Then so does a lane that reads a file; where
+            the receiver copies them, pages that are scattered cost it more than they save here.
     """
 
     def __cinit__(self, str name, uint16_t index, list channels, Pool pool not None, Cancel cancel not None,
-                  Limiter limiter not None, *, bint digests, bint elide_zeros=False, level=None):
+                  Limiter limiter not None, *, bint digests, Crew crew=None,
+                  bint splice=False):
+        self.pipe[0] = self.pipe[1] = -1
+        pthread_cond_init(&self.job_done, NULL)
         if not channels:
             raise ValueError("a lane needs a channel")
         if pool.size > MAX_CHUNK:
@@ -88,10 +121,15 @@ cdef class OutLane:
         self.cancel = cancel
         self.limiter = limiter
         self.digests = digests
-        self.elide = elide_zeros or level is not None
-        self.compressor = None if level is None else Compressor(level)
+        self.crew = crew
+        self.splice = splice
+        self.balance = Balance() if crew is not None and crew.automatic else None
 
     def __dealloc__(self):
+        if self.pipe[0] >= 0:
+            close(self.pipe[0])
+            close(self.pipe[1])
+        pthread_cond_destroy(&self.job_done)
         free(self.channels)
 
     def pump(self, Port port not None, uint64_t budget, *, bint precopy):
@@ -131,6 +169,7 @@ cdef class OutLane:
         cdef int status
         memset(&frame, 0, sizeof(frame))
         frame.kind = kind
+        frame.digest = self.digest
         with nogil:
             status = self.send(&frame, NULL)
         if status < 0 and not self.cancel.flag:
@@ -138,95 +177,219 @@ cdef class OutLane:
             raise_fault(&fault, self.name, "")
 
     cdef int run(self, port_t *port, uint64_t budget, bint precopy, fault_t *fault) noexcept nogil:
-        cdef uint8_t *buffer = <uint8_t *> self.pool.take()
-        cdef uint8_t *packed = NULL
-        cdef int64_t before, between
-        cdef ssize_t n
-        cdef int status = 0, outcome = 0
-        if self.compressor is not None:
-            packed = <uint8_t *> self.pool.take()
-        if buffer == NULL or (self.compressor is not None and packed == NULL):
-            outcome = fail(fault, AT_MEMORY, -ENOMEM, self.index, self.offset)
-        while outcome == 0:
-            if budget == 0:
-                outcome = _BUDGET
-                break
-            if self.cancel.flag:
-                break
-            before = now_ns()
-            n = self.fill(port, buffer, min(budget, self.pool.size), precopy, &status)
-            between = now_ns()
-            self.read_ns += between - before
-            if self.cancel.flag:    # the session may be long over: its sockets are not ours any more
-                break
-            if n > 0:
-                outcome = self.send_data(buffer, n, packed, fault)
-                self.send_ns += now_ns() - between
-                budget -= n
-            if outcome == 0 and status < 0:
-                outcome = fail(fault, AT_DEVICE, status, self.index, self.offset)
-            elif outcome == 0:
-                outcome = status
-        self.pool.give(packed)
-        self.pool.give(buffer)
+        cdef int source = 0     # what the device said last: 0, DRAINED, END or -errno
+        cdef int outcome = 0
+        self.buffer = <uint8_t *> self.pool.take()
+        if self.buffer == NULL:
+            return fail(fault, AT_MEMORY, -ENOMEM, self.index, self.offset)
+        if self.crew is not None:
+            self.crew.join(1)
+        while outcome == 0 and not self.cancel.flag:
+            if source == 0 and budget > 0 and self.has_room():
+                outcome = self.step(port, &budget, precopy, &source, fault)
+            elif self.job_count > 0:
+                outcome = self.send_first_job(fault)
+            elif source < 0:
+                outcome = fail(fault, AT_DEVICE, source, self.index, self.offset)
+            else:
+                outcome = source if source != 0 else _BUDGET
+        self.drop_jobs()
+        if self.crew is not None:
+            self.crew.join(-1)
+        self.pool.give(self.buffer)
         return outcome
 
-    cdef ssize_t fill(
-        self, port_t *port, uint8_t *buffer, size_t want, bint precopy, int *status
-    ) noexcept nogil:
-        """Read until a frame is worth sending.  The bytes read; status: 0, DRAINED, END or -errno."""
+    cdef int step(self, port_t *port, uint64_t *budget, bint precopy, int *source, fault_t *fault) noexcept nogil:
+        """Read a chunk and send it, or give it to the crew and send what came back.  0 or -errno."""
+        cdef int64_t before = now_ns()
+        cdef int64_t between
+        cdef ssize_t n = self.fill(port, min(budget[0], self.pool.size), precopy, source)
+        cdef int status = 0
+        between = now_ns()
+        self.read_ns += between - before
+        if self.cancel.flag:    # the session may be long over: its sockets are not ours any more
+            return 0
+        if n > 0:
+            budget[0] -= n
+            status = self.pass_on(port, n, fault)
+        elif source[0] == _LATER:
+            source[0] = 0
+            status = self.send_first_job(fault)
+        while status == 0 and self.job_count > 0 and self.crew.finished(&self.jobs[self.first_job]):
+            status = self.send_first_job(fault)
+        self.send_ns += now_ns() - between
+        return status
+
+    cdef bint has_room(self) noexcept nogil:
+        """Whether another chunk can be read: there is a buffer, or the crew still grants one."""
+        if self.job_count == MAX_JOBS:
+            return False
+        if self.buffer == NULL and self.crew.take_spare():
+            self.buffer = <uint8_t *> self.pool.take()
+            if self.buffer == NULL:
+                self.crew.give_spare()
+        return self.buffer != NULL
+
+    cdef bint may_splice(self, port_t *port) noexcept nogil:
+        """Whether bytes can go from the port to the wire unseen, by way of a pipe of the lane's own."""
+        cdef int size
+        if not self.splice or not port.splices & SPLICE_OUT or self.digests or self.crew is not None:
+            return False
+        if self.pipe[0] < 0:
+            if pipe2(self.pipe, O_CLOEXEC | O_NONBLOCK) != 0:
+                self.pipe[0] = self.pipe[1] = -1
+                return False
+            fcntl(self.pipe[1], F_SETPIPE_SZ, min(self.pool.size, <size_t> (1 << 20)))
+            size = fcntl(self.pipe[1], F_GETPIPE_SZ)
+            self.pipe_size = max(size, 0)
+        return self.pipe_size >= min(self.pool.size, <size_t> MIN_PIPE)
+
+    cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, int *source) noexcept nogil:
+        """Read until a frame is worth sending.  The bytes read; source: 0, DRAINED, END, LATER or -errno."""
         cdef size_t have = 0
         cdef ssize_t n
         cdef int rounds = 0
-        status[0] = 0
         while have < want and have < MIN_FRAME:
-            n = port.read(port, buffer + have, want - have)
+            n = self.take(port, have, want - have)
             if n > 0:
                 have += n
                 rounds = 0
             elif n == 0:
-                status[0] = _DRAINED if precopy else _END
+                source[0] = _DRAINED if precopy else _END
                 break
             elif n == -ENOMSG and precopy:
-                status[0] = _DRAINED
+                source[0] = _DRAINED
                 break
             elif n == -EAGAIN:
                 if have > 0:
                     break
+                if self.job_count > 0:
+                    source[0] = _LATER
+                    break
                 n = wait_port(port, POLLIN, &rounds, self.cancel.fd)
                 if n < 0:
-                    status[0] = <int> n
+                    source[0] = <int> n
                     break
             else:
-                status[0] = <int> n
+                source[0] = <int> n
                 break
         return have
 
-    cdef int send_data(
-        self, const uint8_t *data, size_t size, uint8_t *packed, fault_t *fault
-    ) noexcept nogil:
-        """Send ``size`` device bytes as one frame, in the form that suits them.  0 or -errno."""
-        cdef frame_t frame
-        cdef const uint8_t *payload = data
+    cdef ssize_t take(self, port_t *port, size_t have, size_t want) noexcept nogil:
+        """Bytes from the port, behind the ``have`` that are there, into the buffer or the lane's pipe."""
         cdef ssize_t n
+        if self.may_splice(port):
+            n = fd_splice(port.fd, self.pipe[1], want)
+            if n != -EINVAL or have > 0:
+                return n
+            port.splices &= ~SPLICE_OUT
+        return port.read(port, self.buffer + have, want)
+
+    cdef int pass_on(self, port_t *port, size_t size, fault_t *fault) noexcept nogil:
+        """Send what was read, or give it to the crew.  0 or -errno."""
+        cdef int64_t before
+        cdef int status
+        cdef bint packing
+        if self.may_splice(port):
+            return self.send_data(KIND_RAW, NULL, size, size, 0, fault)
+        if self.crew is None:
+            self.digest = digest(self.digest, self.buffer, size) if self.digests else 0
+            return self.send_data(KIND_RAW, self.buffer, size, size, self.digest, fault)
+        if self.balance is not None and self.balance.due():
+            self.crew.sample(self.balance, self.buffer, size)
+            self.balance.decide(now_ns(), <double> self.crew.threads / self.crew.lanes_running)
+        packing = self.balance is None or self.balance.packing
+        if packing or self.job_count > 0:
+            return self.queue(size, packing, fault)
+        return self.send_raw(self.buffer, size, fault)
+
+    cdef int send_raw(self, const uint8_t *data, size_t size, fault_t *fault) noexcept nogil:
+        """Send a chunk in runs: bytes as they are, zeros as their number.  0 or -errno."""
+        cdef int64_t before
+        cdef size_t part
+        cdef bint zero
+        cdef int status = 0
+        while size > 0 and status == 0:
+            part = run_of(data, size, &zero)
+            self.digest = digest(self.digest, data, part) if self.digests else 0
+            before = now_ns()
+            if zero:
+                status = self.send_data(KIND_ZERO, NULL, 0, part, self.digest, fault)
+            else:
+                status = self.send_data(KIND_RAW, data, part, part, self.digest, fault)
+                if self.balance is not None:
+                    self.balance.sent(part, now_ns() - before)
+            data += part
+            size -= part
+        return status
+
+    cdef int queue(self, size_t size, bint packing, fault_t *fault) noexcept nogil:
+        """Make a job of the chunk in the buffer."""
+        cdef job_t *job = &self.jobs[(self.first_job + self.job_count) % MAX_JOBS]
+        self.digest = digest(self.digest, self.buffer, size) if self.digests else 0
+        job.digest = self.digest
+        job.size = size
+        job.done = &self.job_done
+        job.state = JOB_DONE
+        self.job_count += 1
+        if all_zero(<const char *> self.buffer, size):
+            job.kind = KIND_ZERO
+            job.data = NULL
+            job.length = 0
+            return 0
+        job.kind = KIND_RAW
+        job.data = self.buffer
+        job.length = size
+        self.buffer = NULL
+        if packing:
+            job.level = self.crew.level if self.balance is None else self.balance.level
+            self.crew.submit(job)
+        return 0
+
+    cdef int send_first_job(self, fault_t *fault) noexcept nogil:
+        """Wait for the first job and send it.  0 or -errno."""
+        cdef job_t *job = &self.jobs[self.first_job]
+        cdef int64_t before = now_ns()
+        cdef int status
+        self.crew.finish(job, self.channels[self.next_channel], self.cancel)
+        if self.cancel.flag:
+            return 0
+        status = self.send_data(job.kind, job.data, job.length, job.size, job.digest, fault)
+        if self.balance is not None and job.kind != KIND_ZERO:
+            self.balance.sent(job.size, now_ns() - before)
+        self.first_job = (self.first_job + 1) % MAX_JOBS
+        self.job_count -= 1
+        self.give_back(job.data)
+        return status
+
+    cdef void drop_jobs(self) noexcept nogil:
+        """Have back what is under way, after a failure."""
+        while self.job_count > 0:
+            self.crew.withdraw(&self.jobs[self.first_job])
+            self.give_back(self.jobs[self.first_job].data)
+            self.first_job = (self.first_job + 1) % MAX_JOBS
+            self.job_count -= 1
+
+    cdef void give_back(self, uint8_t *buffer) noexcept nogil:
+        if buffer == NULL:
+            return
+        if self.buffer == NULL:
+            self.buffer = buffer
+        else:
+            self.pool.give(buffer)
+            self.crew.give_spare()
+
+    cdef int send_data(self, int kind, const void *payload, size_t length, size_t size, uint32_t digest,
+                       fault_t *fault) noexcept nogil:
+        """Send a frame of ``size`` device bytes; without a payload, ``length`` bytes are in the lane's pipe."""
+        cdef frame_t frame
         cdef int status
         memset(&frame, 0, sizeof(frame))
-        frame.kind = KIND_RAW
-        frame.length = <uint32_t> size
+        frame.kind = kind
+        frame.length = <uint32_t> length
         frame.raw_length = <uint32_t> size
-        if self.digests:
-            self.digest = digest(self.digest, data, size)
-        if self.elide and all_zero(<const char *> data, size):
-            frame.kind = KIND_ZERO
-            frame.length = 0
-        elif packed != NULL:
-            # No more room than the bytes themselves have: what does not shrink goes raw.
-            n = self.compressor.compress(packed, size - 1, data, size)
-            if n > 0:
-                frame.kind = KIND_ZSTD
-                frame.length = <uint32_t> n
-                payload = packed
-        status = self.limiter.take(HEADER_SIZE + <size_t> frame.length, self.cancel.fd)
+        frame.digest = digest
+        status = self.limiter.take(HEADER_SIZE + length, self.cancel.fd)
         if status == 0:
             status = self.send(&frame, payload)
         if status < 0:
@@ -240,17 +403,21 @@ cdef class OutLane:
         cdef int i, status
         frame.lane = self.index
         frame.offset = self.offset
-        frame.digest = self.digest
         for i in range(self.channel_count):
             channel = self.channels[(self.next_channel + i) % self.channel_count]
-            if pthread_mutex_trylock(&channel.lock) == 0:
-                break
+            if try_enter(channel):
+                if self.channel_count == 1 or writable(channel):
+                    break
+                leave(channel)
         else:
             channel = self.channels[self.next_channel]
-            pthread_mutex_lock(&channel.lock)
+            enter(channel)
         self.next_channel = (self.next_channel + 1) % self.channel_count
-        status = send_frame(channel, frame, payload)
-        pthread_mutex_unlock(&channel.lock)
+        if payload == NULL and frame.length > 0:
+            status = splice_frame(channel, frame, self.pipe[0])
+        else:
+            status = send_frame(channel, frame, payload)
+        leave(channel)
         self.frames += 1
         self.wire_bytes += HEADER_SIZE + <uint64_t> frame.length
         return status

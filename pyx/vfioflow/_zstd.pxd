@@ -1,7 +1,6 @@
 # The C API of the zstd library inside the zstandard wheel, as plain function pointers.
 ctypedef struct api_t:
     unsigned (*version)() noexcept nogil
-    size_t (*bound)(size_t size) noexcept nogil
     unsigned (*is_error)(size_t code) noexcept nogil
     void *(*create_compressor)() noexcept nogil
     size_t (*free_compressor)(void *context) noexcept nogil
@@ -16,12 +15,11 @@ cdef api_t zstd
 cdef class Compressor:
     cdef void *context
     cdef readonly int level
-    # The bytes written to `to` (room: at least bound(size)), or -1
+    cdef void set_level(self, int level) noexcept nogil
+    # The bytes written to `to`, or -1: among other reasons because `room` is too little
     cdef ssize_t compress(self, void *to, size_t room, const void *data, size_t size) noexcept nogil
 
 cdef class Decompressor:
     cdef void *context
     # `expected` when the frame unpacks to just that many bytes, or -1
     cdef ssize_t decompress(self, void *to, size_t expected, const void *data, size_t size) noexcept nogil
-
-cdef size_t bound(size_t size) noexcept nogil

@@ -11,7 +11,10 @@ import os
 from dlfcn cimport RTLD_LAZY, RTLD_LOCAL, dlerror, dlopen, dlsym
 
 _NEEDED = (1, 5, 0)
-_LEVEL = 100        # ZSTD_c_compressionLevel
+
+cdef enum:
+    _LEVEL = 100        # ZSTD_c_compressionLevel
+
 _HELP = (
     "vfioflow needs the library inside the zstandard package: "
     "pip install --only-binary zstandard zstandard"
@@ -39,7 +42,6 @@ cdef int _load() except -1:
     if handle == NULL:
         raise ImportError(f"cannot open {spec.origin}: {dlerror().decode()}; {_HELP}")
     zstd.version = <unsigned (*)() noexcept nogil> _symbol(handle, "ZSTD_versionNumber")
-    zstd.bound = <size_t (*)(size_t) noexcept nogil> _symbol(handle, "ZSTD_compressBound")
     zstd.is_error = <unsigned (*)(size_t) noexcept nogil> _symbol(handle, "ZSTD_isError")
     zstd.create_compressor = <void *(*)() noexcept nogil> _symbol(handle, "ZSTD_createCCtx")
     zstd.free_compressor = <size_t (*)(void *) noexcept nogil> _symbol(handle, "ZSTD_freeCCtx")
@@ -63,12 +65,8 @@ def version():
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
-cdef size_t bound(size_t size) noexcept nogil:
-    return zstd.bound(size)
-
-
 cdef class Compressor:
-    """A compression context of a fixed level, used again for each chunk.
+    """A compression context, used again for each chunk.
 
     The library takes a level beyond its own range for the nearest.  Raises MemoryError.
     """
@@ -80,6 +78,11 @@ cdef class Compressor:
         self.level = level
         if zstd.is_error(zstd.set_parameter(self.context, _LEVEL, level)):
             raise ValueError(f"zstd does not take the level {level}")
+
+    cdef void set_level(self, int level) noexcept nogil:
+        if level != self.level:
+            self.level = level
+            zstd.set_parameter(self.context, _LEVEL, level)
 
     cdef ssize_t compress(self, void *to, size_t room, const void *data, size_t size) noexcept nogil:
         cdef size_t n = zstd.compress(self.context, to, room, data, size)

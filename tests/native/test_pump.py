@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from vfioflow import _frame
 from vfioflow._buffers import Pool
 from vfioflow._channel import Channel, Limiter
+from vfioflow._crew import Crew
 from vfioflow._fdio import Cancel, Port
 from vfioflow._inlane import InLane, Receiver
 from vfioflow._outlane import BUDGET, CANCELLED, DRAINED, END, OutLane
@@ -28,16 +30,33 @@ RAW, ZSTD, ZERO, MARK, END_FRAME, PAD = range(1, 7)
 class Wire:
     """Both ends of some channels, and lanes from pipes to pipes over them."""
 
-    def __init__(self, stack, *, lanes=1, channels=1, chunk=CHUNK, digests=True, **options):
+    def __init__(
+        self,
+        stack,
+        *,
+        lanes=1,
+        channels=1,
+        chunk=CHUNK,
+        digests=True,
+        compression=None,
+        pair=socket.socketpair,
+    ):
         self.cancel = Cancel()
         self.in_cancel = Cancel()
-        pairs = [socket.socketpair() for _ in range(channels)]
+        pairs = [pair() for _ in range(channels)]
         for near, far in pairs:
             stack.callback(near.close)
             stack.callback(far.close)
         self.near = [near for near, _ in pairs]
         self.far = [far for _, far in pairs]
-        self.pool = Pool(chunk, 2 * lanes + 1)
+        threads, spare_jobs = 2, 6
+        self.pool = Pool(chunk, lanes + threads + spare_jobs)
+        self.crew = None
+        if compression is not None:
+            level = None if compression == "auto" else compression
+            self.crew = Crew(threads, self.pool, spare_jobs, level=level)
+            self.crew.start()
+            stack.callback(self.crew.close)
         self.in_pool = Pool(chunk, 2 * channels)
         self.channels = [Channel(near) for near in self.near]
         self.limiter = Limiter()
@@ -64,7 +83,7 @@ class Wire:
                     self.cancel,
                     self.limiter,
                     digests=digests,
-                    **options,
+                    crew=self.crew,
                 )
             )
             self.into.append(InLane(f"dev{index}", self.in_ports[-1]))
@@ -166,13 +185,11 @@ def move(wire, streams):
 
 @pytest.mark.parametrize("kind", ["zeros", "random", "text"])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"elide_zeros": True}, {"level": 1}, {"level": 3}],
-    ids=["raw", "auto", "zstd:1", "zstd:3"],
+    "compression", [None, "auto", 1, 3], ids=["raw", "auto", "zstd:1", "zstd:3"]
 )
 @pytest.mark.parametrize(("lanes", "channels"), [(1, 1), (1, 3), (3, 2), (2, 4)])
-def test_streams_arrive_byte_for_byte(stack, kind, options, lanes, channels):
-    wire = Wire(stack, lanes=lanes, channels=channels, **options)
+def test_streams_arrive_byte_for_byte(stack, kind, compression, lanes, channels):
+    wire = Wire(stack, lanes=lanes, channels=channels, compression=compression)
     streams = [content(700_001 + 1000 * i, kind, i) for i in range(lanes)]
     arrived = move(wire, streams)
     assert arrived == [(len(s), hashlib.sha256(s).hexdigest()) for s in streams]
@@ -182,12 +199,14 @@ def test_streams_arrive_byte_for_byte(stack, kind, options, lanes, channels):
         assert out.digest == into.digest == _frame.crc(stream)
         assert out.frames == into.frames
         assert out.wire_bytes == into.wire_bytes
-        if kind == "zeros" and options:
+        if kind == "zeros" and compression:
             assert out.wire_bytes == 32 * out.frames
-        elif kind == "text" and "level" in options:
+        elif kind == "text" and compression in (1, 3):
             assert out.wire_bytes < len(stream) / 3
         else:
             assert out.wire_bytes == len(stream) + 32 * out.frames
+    if wire.crew is not None:
+        wire.crew.close()
     assert wire.pool.in_use == wire.in_pool.in_use == 0
 
 
@@ -485,12 +504,19 @@ def test_a_peer_that_went_away_is_lost(stack):
 
 
 def test_a_pool_without_buffers_is_a_memory_error(stack):
-    wire = Wire(stack)
-    lane = OutLane(
-        "dev", 0, wire.channels, Pool(CHUNK, 1), wire.cancel, wire.limiter, digests=False, level=1
+    wire = Wire(stack, lanes=2)
+    pool = Pool(CHUNK, 1)
+    holder, other = (
+        OutLane(f"dev{i}", i, wire.channels, pool, wire.cancel, wire.limiter, digests=False)
+        for i in range(2)
     )
-    with pytest.raises(MemoryError, match="dev"):
-        lane.pump(wire.out_ports[0], 10, precopy=True)
+    holding = Thread(holder.pump, wire.out_ports[0], 10, precopy=True)
+    while not pool.in_use:
+        time.sleep(0.001)
+    with pytest.raises(MemoryError, match="dev1"):
+        other.pump(wire.out_ports[1], 10, precopy=True)
+    wire.cancel.set()
+    assert holding.result() == CANCELLED
 
 
 def test_misuse_is_an_error():

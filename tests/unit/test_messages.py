@@ -31,7 +31,7 @@ some_message = st.one_of(
     ),
     st.builds(messages.Accept, token=st.binary(max_size=16), load_seconds=st.floats(0, 100)),
     st.builds(messages.Refuse, reasons=st.dictionaries(text, text, max_size=3)),
-    st.just(messages.Ready()),
+    st.builds(messages.Ready, splice=st.booleans()),
     st.builds(messages.Probe, size=size),
     st.just(messages.ProbeDone()),
     st.just(messages.SwitchoverAck()),

@@ -112,9 +112,14 @@ _POLICY: dict[str, _Option] = {
     ),
     "compression": _Option(
         click.STRING,
-        "'none'; 'auto' leaves out chunks that are all zero; 'zstd:LEVEL' compresses, which"
-        " pays only when the wire is slower than the compressor.",
+        "'none'; 'zstd:LEVEL' leaves out zeros and compresses the rest, which pays only when the"
+        " wire is slower than the compressor; 'auto' does so when it pays.",
         "none|auto|zstd:LEVEL",
+    ),
+    "compression_threads": _Option(
+        click.INT,
+        "Threads that compress, for all devices together; 0 is one per processor, at most 8.",
+        "N",
     ),
     "channels": _Option(
         click.INT,

@@ -95,7 +95,12 @@ class Refuse(_Message, frozen=True, tag="refuse"):
 
 
 class Ready(_Message, frozen=True, tag="ready"):
-    """Destination to source: all data connections are there."""
+    """Destination to source: all data connections are there.
+
+    ``splice``: every device here takes its bytes by splice, unseen; the source may send them so too.
+    """
+
+    splice: bool
 
 
 class Probe(_Message, frozen=True, tag="probe"):

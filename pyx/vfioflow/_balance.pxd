@@ -1,0 +1,31 @@
+# Whether to compress now, and at which level.
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+
+cdef enum:
+    LEVELS = 2
+
+cdef int level_of(int which) noexcept nogil
+
+ctypedef struct sample_t:       # sums in which older samples fade
+    double size
+    double packed
+    double ns
+
+
+@cython.final
+cdef class Balance:
+    cdef readonly bint packing
+    cdef readonly int level
+    cdef readonly double raw_rate   # bytes a nanosecond
+    cdef sample_t samples[LEVELS]
+    cdef uint64_t size              # of this period
+    cdef int64_t ns
+    cdef int64_t period_ns
+    cdef int64_t hold_ns
+    cdef int64_t held_until
+    cdef int slow_periods
+    cpdef void sent(self, uint64_t size, int64_t ns) noexcept nogil
+    cpdef void sampled(self, int which, uint64_t size, uint64_t packed, int64_t ns) noexcept nogil
+    cpdef bint due(self) noexcept nogil
+    cpdef void decide(self, int64_t now, double threads) noexcept nogil

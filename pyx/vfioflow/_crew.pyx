@@ -1,0 +1,242 @@
+"""The threads that compress, shared by all lanes of a session.
+
+A lane reads chunks, hands them in as jobs, and sends them in order when they are done; the workers take the
+jobs of all lanes in the order they came.  Each worker keeps one spare buffer and swaps it with the job's when
+the payload is in it, so nothing is allocated or copied on the way.
+"""
+
+import threading
+
+from libc.stdlib cimport free, malloc
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+
+from pthread cimport (
+    pthread_cond_broadcast,
+    pthread_cond_destroy,
+    pthread_cond_init,
+    pthread_cond_signal,
+    pthread_cond_timedwait,
+    pthread_cond_wait,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_trylock,
+    pthread_mutex_unlock,
+)
+
+from vfioflow._balance cimport LEVELS, level_of
+from vfioflow._channel cimport now_ns, unsent
+from vfioflow._frame cimport KIND_RAW, KIND_ZSTD
+
+cdef enum:
+    # With less than this waiting in the socket, the wire is about to stand still.
+    HUNGRY = 512 * 1024
+    # For so long after that, a worker looks twice before it spends its time.
+    BUSY_NS = 50 * 1000 * 1000
+    SAMPLE = 64 * 1024          # enough for the speed and the ratio within a few percent
+    GLANCE = 16 * 1024          # enough to see whether it is worth a whole chunk
+
+cdef double WORTH = 0.8         # compressed to more than this share, a chunk is not, while others wait
+
+
+cdef class Crew:
+    """Compressor threads.
+
+    Args:
+        threads: how many, at least 1.
+        pool: the buffers of the lanes; each thread holds one, and all lanes together up to ``spare_jobs``
+            besides the one that each has.
+        spare_jobs: chunks that may be under way beyond one per lane.
+        level: the zstd level; None: each lane chooses, and may go without.
+    """
+
+    def __cinit__(self, int threads, Pool pool not None, int spare_jobs, *, level=None):
+        if threads < 1 or spare_jobs < 0:
+            raise ValueError("a crew needs a thread")
+        pthread_mutex_init(&self.lock, NULL)
+        pthread_mutex_init(&self.scout_lock, NULL)
+        pthread_cond_init(&self.work_to_do, NULL)
+        self.threads = threads
+        self.pool = pool
+        self.spare_jobs = spare_jobs
+        self.automatic = level is None
+        self.level = level_of(0) if level is None else level
+        self.compressors = [Compressor(self.level) for _ in range(threads)]
+        if self.automatic:
+            self.scout = Compressor(self.level)
+            self.scout_buffer = <uint8_t *> malloc(SAMPLE)
+            if self.scout_buffer == NULL:
+                raise MemoryError
+        self.running = []
+
+    def start(self):
+        """Start the threads."""
+        for number, compressor in enumerate(self.compressors):
+            thread = threading.Thread(
+                target=self._work, args=(compressor,), name=f"vfioflow-zstd-{number}", daemon=True
+            )
+            thread.start()
+            self.running.append(thread)
+
+    def close(self):
+        """End the threads; only when no pump runs.  Safe to call twice."""
+        pthread_mutex_lock(&self.lock)
+        self.closing = 1
+        pthread_cond_broadcast(&self.work_to_do)
+        pthread_mutex_unlock(&self.lock)
+        while self.running:
+            self.running.pop().join()
+
+    def __dealloc__(self):
+        free(self.scout_buffer)
+        pthread_cond_destroy(&self.work_to_do)
+        pthread_mutex_destroy(&self.scout_lock)
+        pthread_mutex_destroy(&self.lock)
+
+    def _work(self, Compressor compressor not None):
+        with nogil:
+            self.run(compressor)
+
+    cdef void run(self, Compressor compressor) noexcept nogil:
+        cdef uint8_t *spare = <uint8_t *> self.pool.take()
+        cdef job_t *job
+        pthread_mutex_lock(&self.lock)
+        while not self.closing:
+            job = self.head
+            if job == NULL:
+                pthread_cond_wait(&self.work_to_do, &self.lock)
+                continue
+            self.unlink(job)
+            job.state = JOB_BUSY
+            pthread_mutex_unlock(&self.lock)
+            if spare == NULL:
+                spare = <uint8_t *> self.pool.take()
+            if spare != NULL:       # else it goes as it is
+                self.pack(job, compressor, &spare)
+            pthread_mutex_lock(&self.lock)
+            if job.kind == KIND_ZSTD:
+                self.packed_in += job.size
+                self.packed_out += job.length
+            job.state = JOB_DONE
+            pthread_cond_signal(job.done)
+        pthread_mutex_unlock(&self.lock)
+        self.pool.give(spare)
+
+    cdef void pack(self, job_t *job, Compressor compressor, uint8_t **spare) noexcept nogil:
+        cdef ssize_t n
+        compressor.set_level(job.level)
+        if self.automatic and not self.shrinks(job, compressor, spare[0]):
+            return
+        # No room for more than the chunk itself: then it goes raw.
+        n = compressor.compress(spare[0], job.size, job.data, job.size)
+        if n > 0 and <size_t> n < job.size:
+            job.data, spare[0] = spare[0], job.data
+            job.length = n
+            job.kind = KIND_ZSTD
+
+    cdef bint shrinks(self, const job_t *job, Compressor compressor, uint8_t *room) noexcept nogil:
+        """While the wire is faster than the workers: whether a piece of the chunk compresses well."""
+        cdef ssize_t n
+        if job.size < 4 * GLANCE or now_ns() - self.hungry_at > BUSY_NS:
+            return True
+        n = compressor.compress(room, 2 * GLANCE, job.data + job.size // 2, GLANCE)
+        return 0 < n < <ssize_t> (WORTH * GLANCE)
+
+    cdef void join(self, int change) noexcept nogil:
+        """Count a pump that begins (1) or ends (-1)."""
+        pthread_mutex_lock(&self.lock)
+        self.lanes_running += change
+        pthread_mutex_unlock(&self.lock)
+
+    cdef bint take_spare(self) noexcept nogil:
+        cdef bint got
+        pthread_mutex_lock(&self.lock)
+        got = self.spare_jobs > 0
+        self.spare_jobs -= got
+        pthread_mutex_unlock(&self.lock)
+        return got
+
+    cdef void give_spare(self) noexcept nogil:
+        pthread_mutex_lock(&self.lock)
+        self.spare_jobs += 1
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void submit(self, job_t *job) noexcept nogil:
+        job.next = NULL
+        pthread_mutex_lock(&self.lock)
+        job.state = JOB_READY
+        if self.tail == NULL:
+            self.head = job
+        else:
+            self.tail.next = job
+        self.tail = job
+        pthread_cond_signal(&self.work_to_do)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef bint finished(self, job_t *job) noexcept nogil:
+        cdef int state
+        pthread_mutex_lock(&self.lock)
+        state = job.state
+        pthread_mutex_unlock(&self.lock)
+        return state == JOB_DONE
+
+    cdef void finish(self, job_t *job, const channel_t *channel, Cancel cancel) noexcept nogil:
+        """Wait for a job; with the level left to the lane, not longer than the wire has something to do."""
+        cdef timespec until
+        cdef bint patient
+        pthread_mutex_lock(&self.lock)
+        while job.state != JOB_DONE and not cancel.flag:
+            patient = not self.automatic or job.state == JOB_BUSY
+            if not patient and unsent(channel) < HUNGRY:
+                self.unlink(job)
+                job.state = JOB_DONE
+                self.hungry_at = now_ns()
+                break
+            clock_gettime(CLOCK_REALTIME, &until)
+            until.tv_nsec += 100 * 1000 * 1000 if patient else 500 * 1000
+            if until.tv_nsec >= 1000000000:
+                until.tv_nsec -= 1000000000
+                until.tv_sec += 1
+            pthread_cond_timedwait(job.done, &self.lock, &until)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void withdraw(self, job_t *job) noexcept nogil:
+        """Have a job back, whatever became of it."""
+        pthread_mutex_lock(&self.lock)
+        if job.state == JOB_READY:
+            self.unlink(job)
+            job.state = JOB_DONE
+        while job.state != JOB_DONE:
+            pthread_cond_wait(job.done, &self.lock)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void unlink(self, job_t *job) noexcept nogil:
+        """Take a job out of the queue; with the lock held."""
+        cdef job_t *before = NULL
+        cdef job_t *at = self.head
+        while at != job:
+            before = at
+            at = at.next
+        if before == NULL:
+            self.head = job.next
+        else:
+            before.next = job.next
+        if self.tail == job:
+            self.tail = before
+
+    cdef void sample(self, Balance balance, const uint8_t *data, size_t size) noexcept nogil:
+        """Let ``balance`` know the speed and the ratio of each level on a piece of this chunk."""
+        cdef int which
+        cdef int64_t before
+        cdef ssize_t n
+        if pthread_mutex_trylock(&self.scout_lock) != 0:
+            return
+        if size > SAMPLE:
+            data += (size - SAMPLE) // 2
+            size = SAMPLE
+        for which in range(LEVELS):
+            before = now_ns()
+            self.scout.set_level(level_of(which))
+            n = self.scout.compress(self.scout_buffer, size, data, size)
+            balance.sampled(which, size, n if n > 0 else size, now_ns() - before)
+        pthread_mutex_unlock(&self.scout_lock)
