@@ -252,7 +252,7 @@ def loops(loop: str) -> list[Mover]:
             sources=("memfd",) if send == "sendfile" else (),
         )
         for send in ("read", "splice", "sendfile")
-        for receive in ("write", "splice")
+        for receive in ("write", "fill", "splice")
     ]
 
 

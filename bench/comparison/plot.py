@@ -74,7 +74,7 @@ def raw(cells: Sequence[Cell], path: Path, machine: str) -> None:
         ]
         _bars(axes, groups, series, colours)
         axes.set_ylabel("throughput / best C loop")
-        axes.set_title(f"{count} device{'s' if count > 1 else ''} at once", loc="left")
+        axes.set_title(f"{count} device{'s at once' if count > 1 else ''}", loc="left")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(names), frameon=False)
     figure.supxlabel(machine, fontsize=8)
