@@ -16,7 +16,7 @@ quietly = @echo "$(1)"; log=$$(mktemp); \
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-kernel lint bench clean
+.PHONY: help demo test test-kernel lint bench bench-quick clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -41,16 +41,23 @@ lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extens
 	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; echo "Compiling with warnings as errors"; \
 	VFIOFLOW_WERROR=1 $(BIN)/python setup.py --quiet build_ext --build-lib "$$tmp/lib" --build-temp "$$tmp/temp"
 
-bench: $(STAMP)-bench $(STAMP)-runtime  ## run the benchmarks, then the comparisons with other programs
+bench: $(STAMP)-bench $(STAMP)-runtime  ## benchmarks, then the comparisons with other programs, into bench/results: 25 minutes
+	@.ci/bench-packages
 	@$(BIN)/python -m pytest bench --benchmark-only
-	@if [ -e bench/compare.py ]; then $(BIN)/python bench/compare.py; fi
+	@$(BIN)/python bench/compare.py raw --gib 1 --rounds 3 --json bench/results/raw.json --plot bench/results/raw.svg
+	@$(BIN)/python bench/compare.py compressed --gib 2 --rounds 2 --json bench/results/compressed.json --plot bench/results/compressed.svg
+	@$(BIN)/python bench/compare.py scale --gib 32 --rounds 2 --json bench/results/scale.json --plot bench/results/scale.svg
+
+bench-quick: $(STAMP)-bench $(STAMP)-runtime  ## a few of the comparisons against stored ratios, in two minutes; fails when slower
+	@.ci/bench-packages
+	@$(BIN)/python bench/compare.py quick --json bench/results/quick.json
 
 clean:  ## remove the virtual environment and everything that was built
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	@rm -rf $(VENV) build dist bench/results *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	@find vfioflow -name '*.so' -delete
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP)-venv: .ci/system-packages
+$(STAMP)-venv: .ci/system-packages .ci/apt-install
 	@.ci/system-packages $(PYTHON)
 	$(call quietly,Creating $(VENV),$(PYTHON) -m venv --clear $(VENV) && $(PIP) install --upgrade 'pip>=25.1')
 	@touch $@

@@ -1,154 +1,179 @@
-"""One raw stream, side by side with a plain C read/send loop: ``python bench/compare.py``.
+"""vfioflow side by side with other programs: ``python bench/compare.py raw``, and ``--help``.
 
-Every mover gets the same ends: a feeder that writes unstructured data into a pipe of 1 MiB, TCP over
-loopback, and a pipe (drained at once) or /dev/null at the other side.  The runs are interleaved, each
-round runs all movers in another order, and what counts is the ratio within a round.  CPU seconds are
-those of the two movers, with the start of their interpreters (about 0.2 s).
+Movers run interleaved, each round in another order, over the same bytes and between the same ends.
+What counts is the ratio within a round, because a machine's speed changes from minute to minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import statistics
-import subprocess
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from types import FrameType
+from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-HERE = Path(__file__).parent
-GIB = 1 << 30
+from comparison import compressed, movers, plot, quick, raw, reference, scale, tables
+from comparison.facts import facts, load
+from comparison.rounds import Cell
+from comparison.stage import Stage
+from comparison.summary import GIB
+from comparison.wires import Wires
 
+DEFAULTS = {"raw": (4.0, 7), "compressed": (4.0, 5), "scale": (32.0, 3), "quick": (1.0, 3)}
+"""GiB and rounds of each comparison."""
 
-class Run(NamedTuple):
-    """One stream: its rate in GiB/s, and the two movers' CPU seconds per GiB."""
+SCALE_BASE = 4 * GIB
+SCALE_DEVICES = 16
+"""The state for each number of devices, and the devices for each size of state."""
 
-    rate: float
-    cpu: float
-
-
-def build(folder: Path) -> str:
-    """Compile the yardstick; its path."""
-    out = folder / "loop"
-    compiler = os.environ.get("CC", "cc")
-    subprocess.run([compiler, "-O2", "-Wall", "-o", out, HERE / "loop.c"], check=True)
-    return str(out)
+PEERS_SIZE = 1 * GIB
 
 
-def movers(loop: str) -> dict[str, list[str]]:
-    """The command of each; "send PORT" or "receive" is put behind its first words."""
-    lane = [sys.executable, str(HERE / "lane.py")]
-    return {"C loop": [loop], "vfioflow": lane, "vfioflow, digest": [*lane, "--digest"]}
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument(
+        "what",
+        choices=tuple(DEFAULTS),
+        help="raw: as it is; compressed: what auto chooses; scale: real migrations; "
+        "quick: a few of each against stored ratios",
+    )
+    result.add_argument(
+        "--gib",
+        type=float,
+        help="GiB in a run, all devices together (compressed, scale: in the largest run)",
+    )
+    result.add_argument("--rounds", type=int, help="interleaved rounds")
+    result.add_argument("--json", type=Path, metavar="FILE", help="write every single run there")
+    result.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture (.svg, .png)")
+    result.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help='only cells with all these words, such as "pipe loopback 16"; may be repeated',
+    )
+    result.add_argument(
+        "--store", action="store_true", help="quick: make these ratios the reference"
+    )
+    return result
 
 
-def words(command: list[str], *mode: str) -> list[str]:
-    """``command`` with its mode put before its options."""
-    options = [word for word in command if word.startswith("--")]
-    return [*(word for word in command if word not in options), *mode, *options]
+def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    """Leave every context on the way out, so that namespaces and processes go."""
+    sys.exit(128 + number)
 
 
-def stream(command: list[str], loop: str, size: int, sink: str) -> Run:
-    """Move ``size`` bytes through one pair of movers."""
-    with Path(os.devnull).open("wb") as devnull:
-        if sink == "pipe":
-            drain = subprocess.Popen([loop, "drain"], stdin=subprocess.PIPE)
-            into = drain.stdin
-        else:
-            drain, into = None, devnull
-        receiver = subprocess.Popen(
-            words(command, "receive"), stdout=into, stderr=subprocess.PIPE, text=True
+@contextmanager
+def stage(only: list[str]) -> Iterator[Stage]:
+    """The C loop, the wires, and a bar that moves on standard error."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        loop = movers.build_loop(folder)
+        wires = stack.enter_context(Wires())
+        columns = (
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
         )
-        if drain is not None and drain.stdin is not None:
-            drain.stdin.close()
-        assert receiver.stderr is not None
-        port = receiver.stderr.readline().strip()
-        read, write = os.pipe()
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        sender = subprocess.Popen(words(command, "send", port), stdin=read)
-        os.close(read)
-        # The clock starts when both ends are up: starting an interpreter is not moving data.
-        assert receiver.stderr.readline() == "ready\n"
-        start = time.perf_counter()
-        feeder = subprocess.Popen([loop, "feed", str(size)], stdout=write)
-        os.close(write)
-        if sender.wait() or receiver.wait():
-            raise SystemExit(f"{command} failed")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = time.perf_counter() - start
-        receiver.stderr.close()
-        feeder.wait()
-        if drain is not None:
-            drain.wait()
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Run(size / GIB / seconds, cpu * GIB / size)
+        bars = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
+        bar = bars.add_task("", total=0)
+        yield Stage(
+            loop,
+            wires,
+            say=lambda text: bars.update(bar, description=text),
+            tick=lambda: bars.advance(bar),
+            expect=lambda more: bars.update(bar, total=(bars.tasks[bar].total or 0) + more),
+            only=only,
+        )
 
 
-def compare(size: int, rounds: int, sink: str, loop: str) -> dict[str, list[Run]]:
-    """All movers, ``rounds`` times each, interleaved."""
-    commands = movers(loop)
-    results: dict[str, list[Run]] = {name: [] for name in commands}
-    order = list(commands)
-    for number in range(rounds):
-        for name in order:
-            results[name].append(stream(commands[name], loop, size, sink))
-        order = [*order[1:], order[0]]
-        print(f"{sink}: round {number + 1} of {rounds}", file=sys.stderr)
-    return results
+def measure(options: argparse.Namespace, shown: Console, result: dict[str, Any]) -> bool:
+    """Run what was asked for, print it, and put it into ``result``; whether all is well."""
+    gib, rounds = DEFAULTS[options.what]
+    size, rounds = int((options.gib or gib) * GIB), options.rounds or rounds
+    machine = f"{result['machine']['cpu']}, {result['machine']['cores']} cores, {rounds} rounds"
+    cells: list[Cell] = []
+    good = True
+    draw: Callable[[Path, str], None] | None = None
+    with stage(options.only) as on:
+        if options.what == "raw":
+            cells = raw.run(on, size, rounds)
+            shown.print(*tables.raw(cells), sep="\n")
+            draw = partial(plot.raw, cells)
+        elif options.what == "compressed":
+            cells = compressed.run(on, size, rounds)
+            peers = compressed.run_peers(on, min(size, PEERS_SIZE), rounds)
+            shown.print(tables.grid(cells), *tables.peers(peers), sep="\n")
+            draw = partial(plot.compressed, cells)
+            cells = [*cells, *peers]
+        elif options.what == "scale":
+            places = scale.places(size, min(size, SCALE_BASE), SCALE_DEVICES)
+            sessions, failures = scale.run(on, places, rounds)
+            lines = scale.summarize(sessions)
+            shown.print(scale.table(lines, failures))
+            result |= scale.as_json(sessions, failures)
+            draw = partial(plot.scale, lines)
+            good = bool(lines) and not failures
+        else:
+            known, where = reference.load(quick.REFERENCE)
+            ratios, verdicts = quick.run(on, size, rounds, {} if options.store else known)
+            shown.print(quick.table(verdicts))
+            result["rows"] = [{**asdict(v), "slower": v.slower} for v in verdicts]
+            good = not any(verdict.slower for verdict in verdicts)
+            if options.store:
+                reference.store(quick.REFERENCE, ratios, result["machine"])
+            for name in known.keys() - ratios.keys():
+                on.note(f"Not measured, though the reference knows it: {name}")
+            if known and any(where.get(key) != result["machine"][key] for key in ("cpu", "cores")):
+                on.note(f"The reference is of another machine: {where.get('cpu')}")
+        for note in on.notes:
+            shown.print(note)
+        result["notes"] = on.notes
+    if cells:
+        result["cells"] = [cell.as_json() for cell in cells]
+        good = not any(name.startswith("vfioflow") for cell in cells for name in cell.failures)
+    if options.plot and draw is not None:
+        draw(options.plot, machine)
+    return good
 
 
-def summary(results: dict[str, list[Run]]) -> dict[str, dict[str, float]]:
-    """Medians; ``ratio`` is the median over rounds of the rate against the C loop's."""
-    base = [run.rate for run in results["C loop"]]
-    return {
-        name: {
-            "gib_per_second": statistics.median(run.rate for run in runs),
-            "ratio": statistics.median(r.rate / b for r, b in zip(runs, base, strict=True)),
-            "cpu_seconds_per_gib": statistics.median(run.cpu for run in runs),
-        }
-        for name, runs in results.items()
+def main() -> int:
+    """Run one comparison; 1 when vfioflow failed or became slower."""
+    options = parser().parse_args()
+    signal.signal(signal.SIGTERM, stop)
+    shown = Console() if sys.stdout.isatty() else Console(width=120)
+    result: dict[str, Any] = {
+        "what": options.what,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": facts(),
     }
-
-
-def main() -> None:
-    """Run the comparison and print it as a table, or as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gib", type=float, default=6, help="GiB in each stream (default: 6)")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
-    parser.add_argument("--json", action="store_true", help="print the medians as JSON")
-    options = parser.parse_args()
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        loop = build(Path(folder))
-        for sink in ("/dev/null", "pipe"):
-            results = compare(int(options.gib * GIB), options.rounds, sink, loop)
-            found[sink] = summary(results)
-    load = os.getloadavg()[0]
+    before = load()
+    try:
+        good = measure(options, shown, result)
+    except KeyboardInterrupt:
+        return 130
+    result["load"] = {"before": before, "after": load()}
+    shown.print(f"Load average {before} before, {result['load']['after']} after.")
     if options.json:
-        print(json.dumps({"load": load, "rounds": options.rounds, "sinks": found}))
-        return
-    table = Table(title=f"One raw stream, pipe -> TCP loopback -> sink (load {load:.1f})")
-    table.add_column("sink")
-    table.add_column("mover")
-    for heading in ("GiB/s", "against C", "CPU s/GiB"):
-        table.add_column(heading, justify="right")
-    for sink, rows in found.items():
-        for name, row in rows.items():
-            table.add_row(
-                sink,
-                name,
-                f"{row['gib_per_second']:.2f}",
-                f"{row['ratio']:.2f}",
-                f"{row['cpu_seconds_per_gib']:.2f}",
-            )
-    Console().print(table)
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

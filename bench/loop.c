@@ -3,8 +3,9 @@
  *
  *   loop feed BYTES [FILE]          writes BYTES to standard output: FILE's over and over, else noise
  *   loop drain                      reads standard input and throws it away
- *   loop send HOST PORT HOW         standard input -> TCP; HOW is read (read + send of 1 MiB),
- *                                   splice (through a pipe where the input is none) or sendfile
+ *   loop send HOST PORT HOW [GATE]  standard input -> TCP; HOW is read (read + send of 1 MiB),
+ *                                   splice (through a pipe where the input is none) or sendfile.
+ *                                   Once connected, it first waits for the end of the descriptor GATE
  *   loop receive HOST HOW           TCP -> standard output; HOW is write (recv of what is there + write),
  *                                   fill (recv of a whole MiB + write) or splice.  Says its port, and
  *                                   "ready" once the sender is connected
@@ -184,8 +185,8 @@ static int from_peer(const char *host)
 int main(int count, char **words)
 {
     const char *mode = count > 1 ? words[1] : "";
-    const char *how = words[count - 1];
-    int sending = !strcmp(mode, "send") && count == 5;
+    int sending = !strcmp(mode, "send") && (count == 5 || count == 6);
+    const char *how = sending ? words[4] : words[count - 1];
     if (!strcmp(mode, "feed") && (count == 3 || count == 4)) {
         feed(strtoull(words[2], NULL, 10), count == 4 ? words[3] : NULL);
     } else if (!strcmp(mode, "drain")) {
@@ -196,6 +197,9 @@ int main(int count, char **words)
         fcntl(!sending, F_SETPIPE_SZ, SIZE);
         int sock = sending ? to_peer(words[2], words[3]) : from_peer(words[2]);
         int from = sending ? 0 : sock, to = sending ? sock : 1;
+        char nothing;
+        if (count == 6 && read(atoi(words[5]), &nothing, 1) != 0)
+            die("gate");
         double before = cpu();
         if (!strcmp(how, "splice"))
             splice_all(from, to);
@@ -206,7 +210,7 @@ int main(int count, char **words)
         fprintf(stderr, "cpu %.6f\n", cpu() - before);
     } else {
         fprintf(stderr, "usage: loop feed BYTES [FILE] | drain | send HOST PORT read|splice|sendfile"
-                        " | receive HOST write|fill|splice\n");
+                        " [GATE] | receive HOST write|fill|splice\n");
         return 2;
     }
     return 0;

@@ -27,6 +27,7 @@ from vfioflow._simstate cimport (
     BLOCK_SIZE,
     CLEAN,
     CONTENT_FILE,
+    CONTENT_FP16,
     HEADER_SIZE,
     RECORD_BLOCK,
     RECORD_SETUP,
@@ -52,7 +53,7 @@ cdef int take_setup(core_t *core, const uint8_t *payload) noexcept nogil:
     core.setup_seen = 1
     if core.setup.driver != core.driver or core.setup.size != core.state.size:
         return EFAULT
-    if core.setup.block != core.state.block or core.setup.content > CONTENT_FILE:
+    if core.setup.block != core.state.block or core.setup.content > CONTENT_FP16:
         return EFAULT
     if core.setup.content == CONTENT_FILE and core.setup.seed != core.file_seed:
         return EFAULT

@@ -17,6 +17,7 @@ ctypedef enum content_t:
     CONTENT_RANDOM = 2
     CONTENT_MIX = 3
     CONTENT_FILE = 4
+    CONTENT_FP16 = 5
 
 ctypedef enum record_t:
     RECORD_SETUP = 1

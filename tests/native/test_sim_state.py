@@ -15,7 +15,7 @@ SIZE = 64 << 20
 BLOCK = 65536
 
 
-@pytest.mark.parametrize("content", ["structured", "random", "mix"])
+@pytest.mark.parametrize("content", ["structured", "fp16", "random", "mix"])
 def test_content_follows_from_seed_index_and_version(content: str) -> None:
     tile = get_tile(content, 7, SIZE, BLOCK)
     same = get_tile(content, 7, SIZE, BLOCK)
@@ -26,7 +26,7 @@ def test_content_follows_from_seed_index_and_version(content: str) -> None:
     assert blocks != [block_bytes(other, SIZE, i, v) for i in range(8) for v in range(3)]
 
 
-@pytest.mark.parametrize("content", ["structured", "random"])
+@pytest.mark.parametrize("content", ["structured", "fp16", "random"])
 def test_no_two_blocks_are_alike(content: str) -> None:
     tile = get_tile(content, 1, SIZE, BLOCK)
     blocks = {block_bytes(tile, SIZE, i, v) for i in range(100) for v in range(4)}
@@ -46,7 +46,13 @@ def test_a_mix_holds_all_three_kinds() -> None:
 
 @pytest.mark.parametrize(
     ("content", "least", "most"),
-    [("structured", 2.0, 2.6), ("random", 0.99, 1.01), ("mix", 1.5, 2.5), ("zeros", 1000, 1e6)],
+    [
+        ("structured", 2.0, 2.6),
+        ("fp16", 1.05, 1.25),
+        ("random", 0.99, 1.01),
+        ("mix", 1.5, 2.5),
+        ("zeros", 1000, 1e6),
+    ],
 )
 def test_how_far_zstd_compresses_each_content(content: str, least: float, most: float) -> None:
     tile = get_tile(content, 1, SIZE, BLOCK)
@@ -84,9 +90,9 @@ def test_a_small_file_repeats_and_an_empty_one_is_refused(tmp_path: Path) -> Non
 
 
 def test_content_names() -> None:
-    assert {content_name(kind): kind for kind in range(5)} == CONTENTS
+    assert {content_name(kind): kind for kind in range(6)} == CONTENTS
     with pytest.raises(KeyError):
-        content_name(5)
+        content_name(6)
 
 
 @given(st.binary(min_size=1, max_size=300), st.data())

@@ -16,7 +16,7 @@ from vfioflow.devices.sim import Fault, SimDevice, profile_names
 from vfioflow.states import State
 
 Refused = Callable[[Callable[[], object]], int]
-CONTENTS = ["zeros", "structured", "random", "mix"]
+CONTENTS = ["zeros", "structured", "fp16", "random", "mix"]
 
 
 @pytest.fixture(params=["write", "stop"])

@@ -19,7 +19,7 @@ __all__ = ["Fault", "Profile", "parse_arc", "profile", "profile_names"]
 _SIZES = frozenset(
     {"state_size", "initial_bytes", "dirty_rate", "dirty_set", "read_rate", "write_rate"}
 )
-_CONTENTS = ("zeros", "structured", "random", "mix")
+_CONTENTS = ("zeros", "structured", "fp16", "random", "mix")
 _MAX_BLOCK = 65536
 _MAX_SIZE = 1 << 46
 _SHORT_BLOCKS = 1024
@@ -69,7 +69,7 @@ class Profile:
     """The part of the state that is ever dirtied, from its start; -1: the initial part, or
     everything where there is none."""
     content: str = "mix"
-    """``zeros``, ``structured`` (about 2:1), ``random``, ``mix`` or ``file:PATH``."""
+    """``zeros``, ``structured`` (about 2:1), ``fp16`` (weights), ``random``, ``mix`` or ``file:PATH``."""
     arc_seconds: Mapping[str, float] = field(default_factory=dict)
     """Time that a direct arc takes, by its name ``"RUNNING->PRE_COPY"``; others take none."""
     read_rate: float = 0.0
