@@ -16,8 +16,8 @@ import socket
 import sys
 import threading
 
-from vfioflow._inlane import InLane
 from vfioflow._fdio import Port
+from vfioflow._inlane import InLane
 from vfioflow._outlane import END
 from vfioflow.lanes import Inbound, Outbound
 from vfioflow.policy import Policy

@@ -105,8 +105,11 @@ class Announcing:
             cpu += sum(sender.value("cpu") for sender in senders)
             for program in (*senders, *receivers):
                 program.finish()
+            sent = wire.sent() - before
+            if self.together and wire.shared:
+                sent = int(senders[0].value("wire"))
         ends.settle()
-        return Moved(seconds, cpu, wire.sent() - before)
+        return Moved(seconds, cpu, sent)
 
     def _receivers(self, programs: Programs, fds: list[int], wire: Wire) -> list[Program]:
         words = [*self.words, "receive", wire.host, *self.receive]

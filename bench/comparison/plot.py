@@ -129,9 +129,9 @@ def scale(lines: Sequence[Line], path: Path, machine: str) -> None:
     )
     right.set_xlabel(f"GiB of state on {wide} devices")
     right.set_ylabel("peak memory of the process, MiB")
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="lower right")
     for axes in (left, right):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
         axes.grid(linewidth=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(machine, fontsize=8)

@@ -31,6 +31,8 @@ class Wire(Protocol):
     """Where programs run, and the address at which the receivers are reached."""
 
     host: str
+    shared: bool
+    """Whether ``sent`` may count what others send."""
 
     def sending(self, words: list[str]) -> list[str]:
         """``words`` as a command that runs at the senders' side."""
@@ -43,9 +45,10 @@ class Wire(Protocol):
 
 
 class Loopback:
-    """TCP to 127.0.0.1.  ``sent`` counts whatever else the machine sends there."""
+    """TCP to 127.0.0.1, which ``sent`` counts together with whatever else the machine sends there."""
 
     host = "127.0.0.1"
+    shared = True
 
     def sending(self, words: list[str]) -> list[str]:
         return words
@@ -61,6 +64,7 @@ class Veth:
     """A veth pair between two network namespaces that exist while this context is entered."""
 
     host = "192.0.2.2"
+    shared = False
     _source = "192.0.2.1"
 
     def __init__(self) -> None:
