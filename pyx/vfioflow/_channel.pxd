@@ -44,6 +44,7 @@ cdef class Channel:
 
 
 cdef int64_t now_ns() noexcept nogil
+cdef int64_t thread_ns() noexcept nogil         # of processor time
 # Fill in `fault` and return its status
 cdef int fail(fault_t *fault, where_t where, int status, int lane, uint64_t offset) noexcept nogil
 cdef object raise_fault(fault_t *fault, object name, object action)

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 from posix.unistd cimport close
 
 from errnos cimport EAGAIN, EBADMSG, ECONNRESET, EINTR, ETIMEDOUT, errno
@@ -38,6 +38,12 @@ cdef enum:
 cdef int64_t now_ns() noexcept nogil:
     cdef timespec time
     clock_gettime(CLOCK_MONOTONIC, &time)
+    return <int64_t> time.tv_sec * 1000000000 + time.tv_nsec
+
+
+cdef int64_t thread_ns() noexcept nogil:
+    cdef timespec time
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
     return <int64_t> time.tv_sec * 1000000000 + time.tv_nsec
 
 

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from pthread cimport pthread_cond_t, pthread_mutex_t
 
-from vfioflow._balance cimport Balance
+from vfioflow._balance cimport LEVELS, Balance
 from vfioflow._buffers cimport Pool
 from vfioflow._channel cimport channel_t
 from vfioflow._fdio cimport Cancel
@@ -22,6 +22,10 @@ ctypedef struct job_t:
     int kind                    # of the frame
     int level
     int state
+    int64_t read_ns             # what it took to read it
+    bint explore                # try all levels on it, for the next two
+    size_t packed[LEVELS]
+    int64_t ns[LEVELS]
     pthread_cond_t *done        # signalled when it is
     job_t *next
 
@@ -54,7 +58,9 @@ cdef class Crew:
     cdef void give_spare(self) noexcept nogil
     cdef void submit(self, job_t *job) noexcept nogil
     cdef bint finished(self, job_t *job) noexcept nogil
-    cdef void finish(self, job_t *job, const channel_t *channel, Cancel cancel) noexcept nogil
+    cdef bint late(self) noexcept nogil
+    cdef void finish(self, job_t *job, const channel_t *channel, double wire_rate, Cancel cancel) noexcept nogil
     cdef void withdraw(self, job_t *job) noexcept nogil
     cdef void unlink(self, job_t *job) noexcept nogil
+    cdef void explore(self, job_t *job, Compressor compressor, uint8_t *room) noexcept nogil
     cdef void sample(self, Balance balance, const uint8_t *data, size_t size) noexcept nogil

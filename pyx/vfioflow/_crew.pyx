@@ -1,7 +1,6 @@
 """The threads that compress, shared by all lanes of a session.
 
-A lane reads chunks, hands them in as jobs, and sends them in order when they are done; the workers take the
-jobs of all lanes in the order they came.  Each worker keeps one spare buffer and swaps it with the job's when
+A lane reads chunks, hands them in as jobs, and sends them in order when they are done.  Each worker keeps one spare buffer and swaps it with the job's when
 the payload is in it, so nothing is allocated or copied on the way.
 """
 
@@ -29,11 +28,13 @@ from vfioflow._channel cimport now_ns, unsent
 from vfioflow._frame cimport KIND_RAW, KIND_ZSTD
 
 cdef enum:
-    # With less than this waiting in the socket, the wire is about to stand still.
-    HUNGRY = 512 * 1024
-    # For so long after that, a worker looks twice before it spends its time.
+    # With less than this waiting in the socket, the wire is about to stand still: what it takes in a
+    # millisecond, and a full segment at the least.
+    HUNGRY_NS = 1000 * 1000
+    LEAST_HUNGRY = 64 * 1024
+    # For so long after that, the workers count as too slow for the wire.
     BUSY_NS = 50 * 1000 * 1000
-    SAMPLE = 64 * 1024          # enough for the speed and the ratio within a few percent
+    SAMPLE = 64 * 1024          # enough to see whether compression is worth a try
     GLANCE = 16 * 1024          # enough to see whether it is worth a whole chunk
 
 cdef double WORTH = 0.8         # compressed to more than this share, a chunk is not, while others wait
@@ -124,8 +125,10 @@ cdef class Crew:
 
     cdef void pack(self, job_t *job, Compressor compressor, uint8_t **spare) noexcept nogil:
         cdef ssize_t n
+        if job.explore:
+            self.explore(job, compressor, spare[0])
         compressor.set_level(job.level)
-        if self.automatic and not self.shrinks(job, compressor, spare[0]):
+        if self.automatic and not job.explore and not self.shrinks(job, compressor, spare[0]):
             return
         # No room for more than the chunk itself: then it goes raw.
         n = compressor.compress(spare[0], job.size, job.data, job.size)
@@ -134,10 +137,25 @@ cdef class Crew:
             job.length = n
             job.kind = KIND_ZSTD
 
+    cdef void explore(self, job_t *job, Compressor compressor, uint8_t *room) noexcept nogil:
+        """Measure all levels; on a whole chunk, since a higher one gains nothing on less."""
+        cdef int which
+        cdef int64_t before
+        cdef ssize_t n
+        for which in range(LEVELS):
+            before = now_ns()
+            compressor.set_level(level_of(which))
+            n = compressor.compress(room, job.size, job.data, job.size)
+            job.packed[which] = n if n > 0 else job.size
+            job.ns[which] = now_ns() - before
+
+    cdef bint late(self) noexcept nogil:
+        return self.hungry_at > 0 and now_ns() - self.hungry_at < BUSY_NS
+
     cdef bint shrinks(self, const job_t *job, Compressor compressor, uint8_t *room) noexcept nogil:
         """While the wire is faster than the workers: whether a piece of the chunk compresses well."""
         cdef ssize_t n
-        if job.size < 4 * GLANCE or now_ns() - self.hungry_at > BUSY_NS:
+        if job.size < 4 * GLANCE or not self.late():
             return True
         n = compressor.compress(room, 2 * GLANCE, job.data + job.size // 2, GLANCE)
         return 0 < n < <ssize_t> (WORTH * GLANCE)
@@ -162,14 +180,18 @@ cdef class Crew:
         pthread_mutex_unlock(&self.lock)
 
     cdef void submit(self, job_t *job) noexcept nogil:
-        job.next = NULL
         pthread_mutex_lock(&self.lock)
         job.state = JOB_READY
+        job.next = NULL
         if self.tail == NULL:
+            self.head = self.tail = job
+        elif self.late():
+            # The newest first: the oldest go as they are before a worker would be done with them.
+            job.next = self.head
             self.head = job
         else:
             self.tail.next = job
-        self.tail = job
+            self.tail = job
         pthread_cond_signal(&self.work_to_do)
         pthread_mutex_unlock(&self.lock)
 
@@ -180,14 +202,17 @@ cdef class Crew:
         pthread_mutex_unlock(&self.lock)
         return state == JOB_DONE
 
-    cdef void finish(self, job_t *job, const channel_t *channel, Cancel cancel) noexcept nogil:
-        """Wait for a job; with the level left to the lane, not longer than the wire has something to do."""
+    cdef void finish(self, job_t *job, const channel_t *channel, double wire_rate, Cancel cancel) noexcept nogil:
+        """Wait for a job; with the level left to the lane, not longer than the wire has something to do.
+
+        ``wire_rate``: what it takes, in bytes a nanosecond; 0: unknown.
+        """
         cdef timespec until
         cdef bint patient
         pthread_mutex_lock(&self.lock)
         while job.state != JOB_DONE and not cancel.flag:
             patient = not self.automatic or job.state == JOB_BUSY
-            if not patient and unsent(channel) < HUNGRY:
+            if not patient and unsent(channel) < max(HUNGRY_NS * wire_rate, <double> LEAST_HUNGRY):
                 self.unlink(job)
                 job.state = JOB_DONE
                 self.hungry_at = now_ns()
@@ -225,8 +250,7 @@ cdef class Crew:
             self.tail = before
 
     cdef void sample(self, Balance balance, const uint8_t *data, size_t size) noexcept nogil:
-        """Let ``balance`` know the speed and the ratio of each level on a piece of this chunk."""
-        cdef int which
+        """Let ``balance`` know the speed and the ratio of the first level on a piece of this chunk."""
         cdef int64_t before
         cdef ssize_t n
         if pthread_mutex_trylock(&self.scout_lock) != 0:
@@ -234,9 +258,7 @@ cdef class Crew:
         if size > SAMPLE:
             data += (size - SAMPLE) // 2
             size = SAMPLE
-        for which in range(LEVELS):
-            before = now_ns()
-            self.scout.set_level(level_of(which))
-            n = self.scout.compress(self.scout_buffer, size, data, size)
-            balance.sampled(which, size, n if n > 0 else size, now_ns() - before)
+        before = now_ns()
+        n = self.scout.compress(self.scout_buffer, size, data, size)
+        balance.sampled(0, size, n if n > 0 else size, now_ns() - before)
         pthread_mutex_unlock(&self.scout_lock)

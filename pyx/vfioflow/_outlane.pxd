@@ -35,6 +35,8 @@ cdef class OutLane:
     cdef Crew crew
     cdef int pipe[2]            # the lane's own, for splice; -1: none yet
     cdef size_t pipe_size
+    cdef bint explore         # the next job
+    cdef int64_t last_read_ns
     cdef uint8_t *buffer        # for the next read; NULL: in a job
     cdef job_t jobs[MAX_JOBS]   # a ring: on their way to the wire, in order
     cdef int first_job
@@ -44,9 +46,9 @@ cdef class OutLane:
     cdef int step(self, port_t *port, uint64_t *budget, bint precopy, int *source, fault_t *fault) noexcept nogil
     cdef bint has_room(self) noexcept nogil
     cdef bint may_splice(self, port_t *port) noexcept nogil
-    cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, int *source) noexcept nogil
-    cdef ssize_t take(self, port_t *port, size_t have, size_t want) noexcept nogil
-    cdef int pass_on(self, port_t *port, size_t size, fault_t *fault) noexcept nogil
+    cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, bint *splice, int *source) noexcept nogil
+    cdef int pass_on(self, size_t size, bint spliced, fault_t *fault) noexcept nogil
+    cdef size_t backlog(self) noexcept nogil
     cdef int send_raw(self, const uint8_t *data, size_t size, fault_t *fault) noexcept nogil
     cdef int queue(self, size_t size, bint packing, fault_t *fault) noexcept nogil
     cdef int send_first_job(self, fault_t *fault) noexcept nogil

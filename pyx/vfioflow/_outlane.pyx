@@ -22,13 +22,16 @@ from vfioflow._channel cimport (
     fail,
     leave,
     now_ns,
+    thread_ns,
     raise_fault,
     send_frame,
     splice_frame,
     try_enter,
+    unsent,
     wait_port,
     writable,
 )
+from vfioflow._balance cimport LEVELS
 from vfioflow._crew cimport JOB_DONE
 from vfioflow._fdio cimport SPLICE_OUT, fd_splice
 from vfioflow._frame cimport (
@@ -203,15 +206,17 @@ cdef class OutLane:
         """Read a chunk and send it, or give it to the crew and send what came back.  0 or -errno."""
         cdef int64_t before = now_ns()
         cdef int64_t between
-        cdef ssize_t n = self.fill(port, min(budget[0], self.pool.size), precopy, source)
+        cdef bint spliced = self.may_splice(port)
+        cdef ssize_t n = self.fill(port, min(budget[0], self.pool.size), precopy, &spliced, source)
         cdef int status = 0
         between = now_ns()
-        self.read_ns += between - before
+        self.last_read_ns = between - before
+        self.read_ns += self.last_read_ns
         if self.cancel.flag:    # the session may be long over: its sockets are not ours any more
             return 0
         if n > 0:
             budget[0] -= n
-            status = self.pass_on(port, n, fault)
+            status = self.pass_on(n, spliced, fault)
         elif source[0] == _LATER:
             source[0] = 0
             status = self.send_first_job(fault)
@@ -233,7 +238,11 @@ cdef class OutLane:
     cdef bint may_splice(self, port_t *port) noexcept nogil:
         """Whether bytes can go from the port to the wire unseen, by way of a pipe of the lane's own."""
         cdef int size
-        if not self.splice or not port.splices & SPLICE_OUT or self.digests or self.crew is not None:
+        if not self.splice or not port.splices & SPLICE_OUT or self.digests:
+            return False
+        # With a choice of compression, a look at the bytes now and then.
+        if self.crew is not None and (self.balance is None or self.balance.packing or self.balance.due()
+                                      or self.job_count > 0):
             return False
         if self.pipe[0] < 0:
             if pipe2(self.pipe, O_CLOEXEC | O_NONBLOCK) != 0:
@@ -244,13 +253,23 @@ cdef class OutLane:
             self.pipe_size = max(size, 0)
         return self.pipe_size >= min(self.pool.size, <size_t> MIN_PIPE)
 
-    cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, int *source) noexcept nogil:
-        """Read until a frame is worth sending.  The bytes read; source: 0, DRAINED, END, LATER or -errno."""
+    cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, bint *splice, int *source) noexcept nogil:
+        """Read until a frame is worth sending, into the buffer or the lane's pipe.
+
+        The bytes read; source: 0, DRAINED, END, LATER or -errno; splice: cleared where the port refuses.
+        """
         cdef size_t have = 0
         cdef ssize_t n
         cdef int rounds = 0
         while have < want and have < MIN_FRAME:
-            n = self.take(port, have, want - have)
+            if splice[0]:
+                n = fd_splice(port.fd, self.pipe[1], min(want, self.pipe_size) - have)
+                if n == -EINVAL and have == 0:
+                    port.splices &= ~SPLICE_OUT
+                    splice[0] = False
+                    continue
+            else:
+                n = port.read(port, self.buffer + have, want - have)
             if n > 0:
                 have += n
                 rounds = 0
@@ -275,38 +294,43 @@ cdef class OutLane:
                 break
         return have
 
-    cdef ssize_t take(self, port_t *port, size_t have, size_t want) noexcept nogil:
-        """Bytes from the port, behind the ``have`` that are there, into the buffer or the lane's pipe."""
-        cdef ssize_t n
-        if self.may_splice(port):
-            n = fd_splice(port.fd, self.pipe[1], want)
-            if n != -EINVAL or have > 0:
-                return n
-            port.splices &= ~SPLICE_OUT
-        return port.read(port, self.buffer + have, want)
-
-    cdef int pass_on(self, port_t *port, size_t size, fault_t *fault) noexcept nogil:
+    cdef int pass_on(self, size_t size, bint spliced, fault_t *fault) noexcept nogil:
         """Send what was read, or give it to the crew.  0 or -errno."""
         cdef int64_t before
         cdef int status
         cdef bint packing
-        if self.may_splice(port):
-            return self.send_data(KIND_RAW, NULL, size, size, 0, fault)
+        if spliced:
+            before = now_ns()
+            status = self.send_data(KIND_RAW, NULL, size, size, 0, fault)
+            if self.balance is not None:
+                self.balance.sent(size, self.last_read_ns + now_ns() - before)
+            return status
         if self.crew is None:
             self.digest = digest(self.digest, self.buffer, size) if self.digests else 0
             return self.send_data(KIND_RAW, self.buffer, size, size, self.digest, fault)
         if self.balance is not None and self.balance.due():
-            self.crew.sample(self.balance, self.buffer, size)
-            self.balance.decide(now_ns(), <double> self.crew.threads / self.crew.lanes_running)
+            if not self.balance.packing:
+                self.crew.sample(self.balance, self.buffer, size)
+            self.balance.decide(now_ns(), thread_ns(), self.backlog(),
+                                <double> self.crew.threads / self.crew.lanes_running)
+            self.explore = self.balance.packing
         packing = self.balance is None or self.balance.packing
         if packing or self.job_count > 0:
             return self.queue(size, packing, fault)
         return self.send_raw(self.buffer, size, fault)
 
+    cdef size_t backlog(self) noexcept nogil:
+        """Bytes that the sockets of the lane's channels hold and have not put on the wire."""
+        cdef size_t total = 0
+        cdef int i
+        for i in range(self.channel_count):
+            total += unsent(self.channels[i])
+        return total
+
     cdef int send_raw(self, const uint8_t *data, size_t size, fault_t *fault) noexcept nogil:
         """Send a chunk in runs: bytes as they are, zeros as their number.  0 or -errno."""
         cdef int64_t before
-        cdef size_t part
+        cdef size_t part, whole = size
         cdef bint zero
         cdef int status = 0
         while size > 0 and status == 0:
@@ -318,7 +342,7 @@ cdef class OutLane:
             else:
                 status = self.send_data(KIND_RAW, data, part, part, self.digest, fault)
                 if self.balance is not None:
-                    self.balance.sent(part, now_ns() - before)
+                    self.balance.sent(part, self.last_read_ns * part // whole + now_ns() - before)
             data += part
             size -= part
         return status
@@ -343,6 +367,10 @@ cdef class OutLane:
         self.buffer = NULL
         if packing:
             job.level = self.crew.level if self.balance is None else self.balance.level
+            job.explore = self.explore
+            job.ns[0] = 0
+            job.read_ns = self.last_read_ns
+            self.explore = False
             self.crew.submit(job)
         return 0
 
@@ -350,13 +378,17 @@ cdef class OutLane:
         """Wait for the first job and send it.  0 or -errno."""
         cdef job_t *job = &self.jobs[self.first_job]
         cdef int64_t before = now_ns()
-        cdef int status
-        self.crew.finish(job, self.channels[self.next_channel], self.cancel)
+        cdef int status, which
+        self.crew.finish(job, self.channels[self.next_channel],
+                         0 if self.balance is None else self.balance.raw_rate, self.cancel)
         if self.cancel.flag:
             return 0
         status = self.send_data(job.kind, job.data, job.length, job.size, job.digest, fault)
         if self.balance is not None and job.kind != KIND_ZERO:
-            self.balance.sent(job.size, now_ns() - before)
+            self.balance.sent(job.size, job.read_ns + now_ns() - before)
+            if job.explore and job.ns[0] > 0:      # unless it had to go before its turn
+                for which in range(LEVELS):
+                    self.balance.sampled(which, job.size, job.packed[which], job.ns[which])
         self.first_job = (self.first_job + 1) % MAX_JOBS
         self.job_count -= 1
         self.give_back(job.data)
