@@ -10,6 +10,7 @@ cdef extern from "<errno.h>" nogil:
     const int EINVAL
     const int EIO
     const int EMSGSIZE
+    const int ENODATA
     const int ENODEV
     const int ENOMEM
     const int ENOMSG

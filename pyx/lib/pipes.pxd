@@ -14,6 +14,9 @@ cdef extern from "<fcntl.h>" nogil:
     const unsigned SPLICE_F_MOVE
     ssize_t splice(int source, void *source_offset, int target, void *target_offset, size_t size, unsigned flags)
 
+cdef extern from "<sys/sendfile.h>" nogil:
+    ssize_t sendfile(int target, int source, void *offset, size_t size)
+
 cdef extern from "<unistd.h>" nogil:
     int pipe2(int fds[2], int flags)
 

@@ -24,6 +24,7 @@ cdef double GAIN = 1.04         # predicted gain that is worth the processor's t
 cdef double LOSS = 0.97         # below this share of the raw rate twice, compression costs more than it saves
 cdef double BIG_LOSS = 0.8      # below this, once
 cdef double BETTER = 1.02       # a level must be so much better than the present one
+cdef double ENOUGH = 0.7        # compressors slower than this share of the wire cost more than they gain
 cdef double FADE = 0.7          # what a sample weighs when the next one comes
 cdef double WORKING = 0.75      # a lane that computes and copies for more of its time does not wait for the wire
 
@@ -92,9 +93,8 @@ cdef class Balance:
                 self.choice = which
         self.level = level_of(self.choice)
         best = self.goodput(self.choice, threads)
-        # Compressors much slower than the wire cannot make up for the time that they take from it.
         self.packing = (
-            best > GAIN * self.raw_rate and self.speed(self.choice, threads) > self.raw_rate / 2
+            best > GAIN * self.raw_rate and self.speed(self.choice, threads) > ENOUGH * self.raw_rate
             and now >= self.held_until and (was_packing or waits)
         )
         if self.packing != was_packing:

@@ -59,5 +59,4 @@ cdef void leave(channel_t *channel) noexcept nogil
 cdef size_t unsent(const channel_t *channel) noexcept nogil
 cdef bint writable(const channel_t *channel) noexcept nogil
 cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload) noexcept nogil
-# The payload is in the pipe already
-cdef int splice_frame(channel_t *channel, const frame_t *frame, int pipe_fd) noexcept nogil
+cdef int send_file_frame(channel_t *channel, const frame_t *frame, int file_fd) noexcept nogil

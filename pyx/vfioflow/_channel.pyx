@@ -5,8 +5,8 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 from posix.unistd cimport close
 
-from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EINTR, ETIMEDOUT, errno
-from pipes cimport SIOCOUTQNSD, ioctl
+from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EINTR, ENODATA, ETIMEDOUT, errno
+from pipes cimport SIOCOUTQNSD, ioctl, sendfile
 from poll cimport POLLIN, POLLOUT, poll, pollfd
 from pthread cimport (
     pthread_cond_broadcast,
@@ -21,7 +21,7 @@ from pthread cimport (
 )
 from sockets cimport MSG_MORE, MSG_NOSIGNAL, MSG_DONTWAIT, MSG_WAITALL, SO_RCVLOWAT, SOL_SOCKET, iovec, msghdr, recv, send, sendmsg, setsockopt
 
-from vfioflow._fdio cimport fd_splice, wait_fd
+from vfioflow._fdio cimport wait_fd
 from vfioflow._frame cimport HEADER_SIZE, KIND_PAD, encode
 
 import os
@@ -224,7 +224,8 @@ cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payloa
     return 0
 
 
-cdef int splice_frame(channel_t *channel, const frame_t *frame, int pipe_fd) noexcept nogil:
+cdef int send_file_frame(channel_t *channel, const frame_t *frame, int file_fd) noexcept nogil:
+    """As send_frame; the payload is what comes next in a file.  -ENODATA: the file ended in the middle."""
     cdef uint8_t header[HEADER_SIZE]
     cdef size_t left = HEADER_SIZE
     cdef ssize_t n
@@ -237,10 +238,13 @@ cdef int splice_frame(channel_t *channel, const frame_t *frame, int pipe_fd) noe
             return -errno
     left = frame.length
     while left > 0:
-        n = fd_splice(pipe_fd, channel.fd, left)
-        if n < 0:
-            return <int> n
-        left -= n
+        n = sendfile(channel.fd, file_fd, NULL, left)
+        if n > 0:
+            left -= n
+        elif n == 0:
+            return -ENODATA
+        elif errno != EINTR:
+            return -errno
     channel.wire_bytes += HEADER_SIZE + <size_t> frame.length
     return 0
 

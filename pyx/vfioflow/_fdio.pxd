@@ -1,15 +1,16 @@
 # How a pump touches file descriptors: ports (a device's data fd) and cancellable waits.
 
-# What moves pages to and from a port without a copy; the answer for each kind is in docs/tuning.md.
-cdef enum splice_t:
-    SPLICE_NEVER = 0            # a driver's data fd has read and write only
-    SPLICE_OUT = 1              # good for taking from it, if the other end passes pages on as well
-    SPLICE_IN = 2               # good for giving to it
+# What moves pages to and from a port without a copy; the answer for each kind is in docs/data-path.md.
+cdef enum pages_t:
+    PAGES_NEVER = 0             # a driver's data fd has read and write only
+    PAGES_OUT = 1               # sendfile is good for taking from it, if the other end passes pages on
+    PAGES_IN = 2                # splice is good for giving to it
+    ONLY_PAGES_IN = 4           # but only for what came from a file by sendfile
 
 ctypedef struct port_t:
     int fd                      # what to poll while the port is not ready; -1: nothing to poll
     int closed
-    int splices                 # of splice_t, a set; cleared for good where the kernel then refuses
+    int pages                   # of pages_t, a set
     void *context               # whatever the implementation needs
     # Both return bytes moved, 0, or -errno (EAGAIN: poll fd and try again), and never block for
     # longer than the device itself takes.

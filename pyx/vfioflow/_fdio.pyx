@@ -43,22 +43,24 @@ cdef ssize_t fd_splice(int source, int target, size_t size) noexcept nogil:
             return -errno
 
 
-cdef int splices(int fd) noexcept nogil:
-    """Where splice is faster than a copy, of splice_t.
+cdef int pages(int fd) noexcept nogil:
+    """Where moving pages is faster than a copy, of pages_t; measured, see docs/data-path.md.
 
-    Out of a file it saves the copy.  Out of a pipe it does not pay: what was just written is read from the
-    cache.  Into a file it copies page by page: up to ten times slower than recv and write.
+    Out of a pipe it does not pay: what was just written is read from the cache.  Into a file that has yet to
+    grow it takes up to ten times as long as recv and write.
     """
     cdef struct_stat about
     if fstat(fd, &about) != 0:
-        return SPLICE_NEVER
+        return PAGES_NEVER
     if S_ISFIFO(about.st_mode) or S_ISSOCK(about.st_mode):
-        return SPLICE_IN
+        return PAGES_IN
     if S_ISREG(about.st_mode):
-        return SPLICE_OUT
+        if about.st_size > 0 and 512 * about.st_blocks >= about.st_size:
+            return PAGES_OUT | PAGES_IN | ONLY_PAGES_IN
+        return PAGES_OUT
     if S_ISCHR(about.st_mode) and major(about.st_rdev) == 1 and minor(about.st_rdev) == 3:
-        return SPLICE_IN        # /dev/null
-    return SPLICE_NEVER
+        return PAGES_IN         # /dev/null
+    return PAGES_NEVER
 
 
 cdef int wait_fd(int fd, short events, int cancel_fd, int timeout_ms) noexcept nogil:
@@ -99,7 +101,7 @@ cdef class Port:
         flags = check(fcntl(fd, F_GETFL))
         check(fcntl(fd, F_SETFL, flags | O_NONBLOCK))
         self.c.closed = 0
-        self.c.splices = splices(fd)
+        self.c.pages = pages(fd)
 
     def fileno(self):
         """The data fd."""
@@ -109,8 +111,8 @@ cdef class Port:
 
     @property
     def takes_pages(self):
-        """Whether splice is the fastest way into it."""
-        return self.c.splices & SPLICE_IN != 0
+        """Whether splice may be the fastest way into it."""
+        return self.c.pages & PAGES_IN != 0
 
     def close(self):
         """Close the data fd.  Safe to call twice; never call it while a pump runs on the port."""

@@ -17,6 +17,7 @@ cdef enum kind_t:
 
 ctypedef struct frame_t:
     uint8_t kind
+    uint8_t pages               # 1: the payload came from a file by sendfile, in whole pages
     uint16_t lane
     uint32_t length             # payload bytes behind the header
     uint64_t offset             # where in the device's stream the frame begins

@@ -19,7 +19,7 @@ cdef void encode(const frame_t *frame, uint8_t *wire) noexcept nogil:
     cdef uint32_t word
     cdef uint64_t long_word
     wire[0] = frame.kind
-    wire[1] = 0
+    wire[1] = frame.pages
     half = htole16(frame.lane)
     memcpy(wire + 2, &half, 2)
     word = htole32(frame.length)
@@ -44,6 +44,7 @@ cdef int decode(const uint8_t *wire, frame_t *frame, uint32_t chunk_size, uint32
     if le32toh(word) != crc32c(0, wire, HEADER_SIZE - 4):
         return -EBADMSG
     frame.kind = wire[0]
+    frame.pages = wire[1]
     memcpy(&half, wire + 2, 2)
     frame.lane = le16toh(half)
     memcpy(&word, wire + 4, 4)
@@ -55,7 +56,7 @@ cdef int decode(const uint8_t *wire, frame_t *frame, uint32_t chunk_size, uint32
     memcpy(&word, wire + 20, 4)
     frame.digest = le32toh(word)
     memcpy(&word, wire + 24, 4)
-    if wire[1] != 0 or word != 0:
+    if frame.pages > (frame.kind == KIND_RAW) or word != 0:
         return -EPROTO
     if frame.raw_length > chunk_size or frame.length > max_length:
         return -EPROTO
@@ -77,6 +78,7 @@ def pack(int kind, uint16_t lane, uint32_t length, uint64_t offset, uint32_t raw
     cdef frame_t frame
     cdef uint8_t wire[HEADER_SIZE]
     frame.kind = kind
+    frame.pages = 0
     frame.lane = lane
     frame.length = length
     frame.offset = offset

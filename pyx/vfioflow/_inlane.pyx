@@ -37,7 +37,7 @@ from vfioflow._channel cimport (
     wait_a_little,
     wait_port,
 )
-from vfioflow._fdio cimport SPLICE_IN, fd_splice
+from vfioflow._fdio cimport ONLY_PAGES_IN, PAGES_IN, fd_splice
 from vfioflow._frame cimport (
     HEADER_SIZE,
     KIND_END,
@@ -221,9 +221,11 @@ cdef class Receiver:
 
     cdef bint may_splice(self, const frame_t *frame, wire_t *wire) noexcept nogil:
         """Whether a frame's bytes can go to the device unseen, by way of a pipe of this thread's own."""
+        cdef int pages
         if frame.kind != KIND_RAW or self.digests or frame.lane >= self.lane_count:
             return False
-        if not self.lanes[frame.lane].port.splices & SPLICE_IN:
+        pages = self.lanes[frame.lane].port.pages
+        if not pages & PAGES_IN or (pages & ONLY_PAGES_IN and not frame.pages):
             return False
         if wire.pipe[0] < 0:
             if pipe2(wire.pipe, O_CLOEXEC) != 0:

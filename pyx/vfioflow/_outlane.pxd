@@ -35,8 +35,7 @@ cdef class OutLane:
     cdef Cancel cancel
     cdef Limiter limiter
     cdef Crew crew
-    cdef int pipe[2]            # the lane's own, for splice; -1: none yet
-    cdef size_t pipe_size
+    cdef int file_fd            # what is being sent by sendfile
     cdef bint explore         # the next job
     cdef int64_t last_read_ns
     cdef uint8_t *buffer        # for the next read; NULL: in a job
@@ -47,9 +46,11 @@ cdef class OutLane:
     cdef int run(self, port_t *port, uint64_t budget, bint precopy, fault_t *fault) noexcept nogil
     cdef int step(self, port_t *port, uint64_t *budget, bint precopy, int *source, fault_t *fault) noexcept nogil
     cdef bint has_room(self) noexcept nogil
-    cdef bint may_splice(self, port_t *port) noexcept nogil
-    cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, bint *splice, int *source) noexcept nogil
-    cdef int pass_on(self, size_t size, bint spliced, fault_t *fault) noexcept nogil
+    cdef bint may_send_file(self, const port_t *port) noexcept nogil
+    cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, int *source) noexcept nogil
+    cdef ssize_t left_in_file(self, const port_t *port, size_t want, bint precopy, int *source) noexcept nogil
+    cdef int send_file(self, const port_t *port, size_t size, fault_t *fault) noexcept nogil
+    cdef int pass_on(self, size_t size, fault_t *fault) noexcept nogil
     cdef size_t backlog(self) noexcept nogil
     cdef int send_raw(self, const uint8_t *data, size_t size, fault_t *fault) noexcept nogil
     cdef int queue(self, size_t size, bint packing, fault_t *fault) noexcept nogil

@@ -6,12 +6,11 @@ counters at any time; they are plain integers that only the pump writes.
 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
-from posix.unistd cimport close
+from posix.stat cimport fstat, struct_stat
+from posix.unistd cimport SEEK_CUR, lseek, off_t
 
-from errnos cimport EAGAIN, EINVAL, ENOMEM, ENOMSG
-from pipes cimport F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, pipe2
+from errnos cimport EAGAIN, ENODATA, ENOMEM, ENOMSG, errno
 from poll cimport POLLIN
-from posix.fcntl cimport O_NONBLOCK, fcntl
 from pthread cimport pthread_cond_destroy, pthread_cond_init
 
 from vfioflow._channel cimport (
@@ -24,8 +23,8 @@ from vfioflow._channel cimport (
     now_ns,
     thread_ns,
     raise_fault,
+    send_file_frame,
     send_frame,
-    splice_frame,
     try_enter,
     unsent,
     wait_port,
@@ -33,7 +32,7 @@ from vfioflow._channel cimport (
 )
 from vfioflow._balance cimport LEVELS
 from vfioflow._crew cimport JOB_DONE
-from vfioflow._fdio cimport SPLICE_OUT, fd_splice
+from vfioflow._fdio cimport PAGES_OUT
 from vfioflow._frame cimport (
     HEADER_SIZE,
     KIND_END,
@@ -64,8 +63,6 @@ cdef enum:
     QUICK_NS = 1000 * 1000
     # Zeros are left out in runs of at least this.
     ZERO_RUN = 64 * 1024
-    # A pipe smaller than this (the system limits what a user's pipes may hold) is slower than a copy.
-    MIN_PIPE = 256 * 1024
 
 
 cdef bint all_zero(const char *data, size_t size) noexcept nogil:
@@ -102,14 +99,13 @@ cdef class OutLane:
         limiter: the rate shared with the other lanes.
         digests: whether frames carry the running CRC32C.
         crew: compresses, and leaves out runs of zeros; None: all bytes go as they are.
-        splice: the receiver passes the bytes on by splice.  Then so does a lane that reads a file; where
-            the receiver copies them, pages that are scattered cost it more than they save here.
+        splice: the receiver passes the bytes on by splice.  Then a lane that reads a file sends it by
+            sendfile; where the receiver copies, scattered pages cost it more than they save here.
     """
 
     def __cinit__(self, str name, uint16_t index, list channels, Pool pool not None, Cancel cancel not None,
                   Limiter limiter not None, *, bint digests, Crew crew=None,
                   bint splice=False):
-        self.pipe[0] = self.pipe[1] = -1
         pthread_cond_init(&self.job_done, NULL)
         if not channels:
             raise ValueError("a lane needs a channel")
@@ -133,9 +129,6 @@ cdef class OutLane:
         self.balance = Balance() if crew is not None and crew.automatic else None
 
     def __dealloc__(self):
-        if self.pipe[0] >= 0:
-            close(self.pipe[0])
-            close(self.pipe[1])
         pthread_cond_destroy(&self.job_done)
         free(self.channels)
 
@@ -212,8 +205,10 @@ cdef class OutLane:
         """Read a chunk and send it, or give it to the crew and send what came back.  0 or -errno."""
         cdef int64_t before = now_ns()
         cdef int64_t between
-        cdef bint spliced = self.may_splice(port)
-        cdef ssize_t n = self.fill(port, min(budget[0], self.pool.size), precopy, &spliced, source)
+        cdef size_t want = min(budget[0], self.pool.size)
+        cdef bint file = self.may_send_file(port)
+        cdef ssize_t n = (self.left_in_file(port, want, precopy, source) if file
+                          else self.fill(port, want, precopy, source))
         cdef int status = 0
         between = now_ns()
         self.last_read_ns = between - before
@@ -222,7 +217,7 @@ cdef class OutLane:
             return 0
         if n > 0:
             budget[0] -= n
-            status = self.pass_on(n, spliced, fault)
+            status = self.send_file(port, n, fault) if file else self.pass_on(n, fault)
         elif source[0] == _LATER:
             source[0] = 0
             status = self.send_first_job(fault)
@@ -241,41 +236,21 @@ cdef class OutLane:
                 self.crew.give_spare()
         return self.buffer != NULL
 
-    cdef bint may_splice(self, port_t *port) noexcept nogil:
-        """Whether bytes can go from the port to the wire unseen, by way of a pipe of the lane's own."""
-        cdef int size
-        if not self.splice or not port.splices & SPLICE_OUT or self.digests:
+    cdef bint may_send_file(self, const port_t *port) noexcept nogil:
+        """Whether bytes can go from the port to the wire unseen."""
+        if not self.splice or not port.pages & PAGES_OUT or self.digests:
             return False
         # With a choice of compression, a look at the bytes now and then.
-        if self.crew is not None and (self.balance is None or self.balance.packing or self.balance.due()
-                                      or self.job_count > 0):
-            return False
-        if self.pipe[0] < 0:
-            if pipe2(self.pipe, O_CLOEXEC | O_NONBLOCK) != 0:
-                self.pipe[0] = self.pipe[1] = -1
-                return False
-            fcntl(self.pipe[1], F_SETPIPE_SZ, min(self.pool.size, <size_t> (1 << 20)))
-            size = fcntl(self.pipe[1], F_GETPIPE_SZ)
-            self.pipe_size = max(size, 0)
-        return self.pipe_size >= min(self.pool.size, <size_t> MIN_PIPE)
+        return self.crew is None or (self.balance is not None and not self.balance.packing
+                                     and not self.balance.due() and self.job_count == 0)
 
-    cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, bint *splice, int *source) noexcept nogil:
-        """Read until a frame is worth sending, into the buffer or the lane's pipe.
-
-        The bytes read; source: 0, DRAINED, END, LATER or -errno; splice: cleared where the port refuses.
-        """
+    cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, int *source) noexcept nogil:
+        """Read until a frame is worth sending.  The bytes read; source: 0, DRAINED, END, LATER or -errno."""
         cdef size_t have = 0
         cdef ssize_t n
         cdef int rounds = 0
         while have < want and have < MIN_FRAME:
-            if splice[0]:
-                n = fd_splice(port.fd, self.pipe[1], min(want, self.pipe_size) - have)
-                if n == -EINVAL and have == 0:
-                    port.splices &= ~SPLICE_OUT
-                    splice[0] = False
-                    continue
-            else:
-                n = port.read(port, self.buffer + have, want - have)
+            n = port.read(port, self.buffer + have, want - have)
             if n > 0:
                 have += n
                 rounds = 0
@@ -301,17 +276,31 @@ cdef class OutLane:
                 break
         return have
 
-    cdef int pass_on(self, size_t size, bint spliced, fault_t *fault) noexcept nogil:
-        """Send what was read, or give it to the crew.  0 or -errno."""
-        cdef int64_t before
+    cdef ssize_t left_in_file(self, const port_t *port, size_t want, bint precopy, int *source) noexcept nogil:
+        """How much of ``want`` a file still has; as fill, without reading it."""
+        cdef struct_stat about
+        cdef off_t at = lseek(port.fd, 0, SEEK_CUR)
+        if at < 0 or fstat(port.fd, &about) != 0:
+            source[0] = -errno
+            return 0
+        if at >= about.st_size:
+            source[0] = _DRAINED if precopy else _END
+            return 0
+        return min(want, <size_t> (about.st_size - at))
+
+    cdef int send_file(self, const port_t *port, size_t size, fault_t *fault) noexcept nogil:
+        """Send what comes next in a file.  0 or -errno."""
+        cdef int64_t before = now_ns()
         cdef int status
+        self.file_fd = port.fd
+        status = self.send_data(KIND_RAW, NULL, size, size, 0, fault)
+        if self.balance is not None:
+            self.balance.sent(size, now_ns() - before)
+        return status
+
+    cdef int pass_on(self, size_t size, fault_t *fault) noexcept nogil:
+        """Send what was read, or give it to the crew.  0 or -errno."""
         cdef bint packing
-        if spliced:
-            before = now_ns()
-            status = self.send_data(KIND_RAW, NULL, size, size, 0, fault)
-            if self.balance is not None:
-                self.balance.sent(size, self.last_read_ns + now_ns() - before)
-            return status
         if self.crew is None:
             self.digest = digest(self.digest, self.buffer, size) if self.digests else 0
             return self.send_data(KIND_RAW, self.buffer, size, size, self.digest, fault)
@@ -438,11 +427,12 @@ cdef class OutLane:
 
     cdef int send_data(self, int kind, const void *payload, size_t length, size_t size, uint32_t digest,
                        fault_t *fault) noexcept nogil:
-        """Send a frame of ``size`` device bytes; without a payload, ``length`` bytes are in the lane's pipe."""
+        """Send a frame of ``size`` device bytes; without a payload, its ``length`` bytes come from the file."""
         cdef frame_t frame
         cdef int status
         memset(&frame, 0, sizeof(frame))
         frame.kind = kind
+        frame.pages = payload == NULL and length > 0
         frame.length = <uint32_t> length
         frame.raw_length = <uint32_t> size
         frame.digest = digest
@@ -450,7 +440,7 @@ cdef class OutLane:
         if status == 0:
             status = self.send(&frame, payload)
         if status < 0:
-            return fail(fault, AT_WIRE, status, self.index, self.offset)
+            return fail(fault, AT_DEVICE if status == -ENODATA else AT_WIRE, status, self.index, self.offset)
         self.offset += size
         return 0
 
@@ -470,7 +460,7 @@ cdef class OutLane:
             self.turn_left = TURN
         self.next_channel = (self.next_channel + 1) % self.channel_count
         if payload == NULL and frame.length > 0:
-            status = splice_frame(channel, frame, self.pipe[0])
+            status = send_file_frame(channel, frame, self.file_fd)
         else:
             status = send_frame(channel, frame, payload)
         self.held = channel

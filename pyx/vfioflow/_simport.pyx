@@ -4,7 +4,7 @@
 from errnos cimport EAGAIN, EINVAL, ENODEV, EPIPE
 from pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 
-from vfioflow._fdio cimport SPLICE_NEVER, fd_read, fd_write, port_t
+from vfioflow._fdio cimport PAGES_NEVER, fd_read, fd_write, port_t
 from vfioflow._simcore cimport (
     FAULT_ERRNO,
     FAULT_SHORT,
@@ -115,7 +115,7 @@ cdef class SimPort(Port):
         self.shim.core = &core.c
         self.shim.serial = core.c.serial
         self.c.context = &self.shim
-        self.c.splices = SPLICE_NEVER
+        self.c.pages = PAGES_NEVER
         self.c.read = sim_read
         self.c.write = sim_write
 
