@@ -54,8 +54,8 @@ cdef int pages(int fd) noexcept nogil:
         return PAGES_NEVER
     if S_ISFIFO(about.st_mode) or S_ISSOCK(about.st_mode):
         return PAGES_IN
-    if S_ISREG(about.st_mode):
-        if about.st_size > 0 and 512 * about.st_blocks >= about.st_size:
+    if S_ISREG(about.st_mode) and about.st_size > 0:    # whatever a data fd may be called, it has no size
+        if 512 * about.st_blocks >= about.st_size:
             return PAGES_OUT | PAGES_IN | ONLY_PAGES_IN
         return PAGES_OUT
     if S_ISCHR(about.st_mode) and major(about.st_rdev) == 1 and minor(about.st_rdev) == 3:
