@@ -49,10 +49,11 @@ cdef int64_t thread_ns() noexcept nogil         # of processor time
 cdef int fail(fault_t *fault, where_t where, int status, int lane, uint64_t offset) noexcept nogil
 cdef object raise_fault(fault_t *fault, object name, object action)
 cdef int wait_port(port_t *port, short events, int *rounds, int cancel_fd) noexcept nogil
+cdef void wait_a_little(pthread_cond_t *cond, pthread_mutex_t *lock) noexcept nogil
 cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil
 cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil
 # A frame goes out whole: take the channel, send, leave it
-cdef void enter(channel_t *channel) noexcept nogil
+cdef int enter(channel_t *channel, Cancel cancel) noexcept nogil
 cdef bint try_enter(channel_t *channel) noexcept nogil
 cdef void leave(channel_t *channel) noexcept nogil
 cdef size_t unsent(const channel_t *channel) noexcept nogil

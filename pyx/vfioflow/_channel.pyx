@@ -2,17 +2,18 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 from posix.unistd cimport close
 
-from errnos cimport EAGAIN, EBADMSG, ECONNRESET, EINTR, ETIMEDOUT, errno
+from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EINTR, ETIMEDOUT, errno
 from pipes cimport SIOCOUTQNSD, ioctl
 from poll cimport POLLIN, POLLOUT, poll, pollfd
 from pthread cimport (
     pthread_cond_broadcast,
     pthread_cond_destroy,
     pthread_cond_init,
-    pthread_cond_wait,
+    pthread_cond_t,
+    pthread_cond_timedwait,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -91,6 +92,17 @@ cdef int wait_port(port_t *port, short events, int *rounds, int cancel_fd) noexc
     return 0 if status == -ETIMEDOUT else status
 
 
+cdef void wait_a_little(pthread_cond_t *cond, pthread_mutex_t *lock) noexcept nogil:
+    """Wait for a signal, or a tenth of a second, to look at the cancel switch again."""
+    cdef timespec until
+    clock_gettime(CLOCK_REALTIME, &until)
+    until.tv_nsec += 100 * 1000 * 1000
+    if until.tv_nsec >= 1000000000:
+        until.tv_nsec -= 1000000000
+        until.tv_sec += 1
+    pthread_cond_timedwait(cond, lock, &until)
+
+
 cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil:
     """0 when filled, 1 when the peer closed before the first byte, or -errno."""
     cdef size_t have = 0
@@ -136,15 +148,19 @@ cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil:
     return -ECONNRESET if status == 1 else status
 
 
-cdef void enter(channel_t *channel) noexcept nogil:
-    """Wait for the channel; in the order of asking, so that no lane starves another."""
+cdef int enter(channel_t *channel, Cancel cancel) noexcept nogil:
+    """Wait for the channel; in the order of asking, so that no lane starves another.  0 or -ECANCELED."""
     cdef uint64_t ticket
+    cdef int status = 0
     pthread_mutex_lock(&channel.lock)
     ticket = channel.tickets
     channel.tickets += 1
-    while channel.serving != ticket:
-        pthread_cond_wait(&channel.turn, &channel.lock)
+    while channel.serving != ticket and status == 0:
+        wait_a_little(&channel.turn, &channel.lock)
+        if cancel.flag:     # a ticket that is never used: nobody needs the channel any more
+            status = -ECANCELED
     pthread_mutex_unlock(&channel.lock)
+    return status
 
 
 cdef bint try_enter(channel_t *channel) noexcept nogil:
@@ -318,14 +334,15 @@ cdef class Channel:
         memset(&frame, 0, sizeof(frame))
         frame.kind = KIND_PAD
         with nogil:
-            enter(&self.c)
+            status = enter(&self.c, cancel)
             while size > 0 and status == 0:
                 frame.length = <uint32_t> min(size, pool.size)
                 status = limiter.take(frame.length, cancel.fd)
                 if status == 0:
                     status = send_frame(&self.c, &frame, buffer)
                 size -= frame.length
-            leave(&self.c)
+            if status != -ECANCELED:
+                leave(&self.c)
         pool.give(buffer)
         if status < 0 and not cancel.flag:
             fail(&fault, AT_WIRE, status, -1, 0)

@@ -6,7 +6,6 @@ One call runs the whole life of one channel on the calling thread, without the G
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.fcntl cimport O_NONBLOCK, fcntl
-from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport close
 
 from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EIO, ENOMEM, EPROTO
@@ -17,7 +16,6 @@ from pthread cimport (
     pthread_cond_broadcast,
     pthread_cond_destroy,
     pthread_cond_init,
-    pthread_cond_timedwait,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -36,6 +34,7 @@ from vfioflow._channel cimport (
     raise_fault,
     recv_all,
     recv_payload,
+    wait_a_little,
     wait_port,
 )
 from vfioflow._fdio cimport SPLICE_IN, fd_splice
@@ -53,17 +52,6 @@ from vfioflow._frame cimport (
 )
 
 CHUNK_LIMIT = MAX_CHUNK
-
-
-cdef void wait_turn(in_lane_t *lane) noexcept nogil:
-    """Wait until the lane moved on, or a tenth of a second, to look at the cancel switch again."""
-    cdef timespec until
-    clock_gettime(CLOCK_REALTIME, &until)
-    until.tv_nsec += 100 * 1000 * 1000
-    if until.tv_nsec >= 1000000000:
-        until.tv_nsec -= 1000000000
-        until.tv_sec += 1
-    pthread_cond_timedwait(&lane.turn, &lane.lock, &until)
 
 
 cdef class InLane:
@@ -259,7 +247,7 @@ cdef class Receiver:
         cdef bint late_mark
         pthread_mutex_lock(&lane.lock)
         while (lane.offset < frame.offset or lane.busy) and not lane.ended and not self.cancel.flag:
-            wait_turn(lane)
+            wait_a_little(&lane.turn, &lane.lock)
         # On another channel, the frames behind a mark, or the end itself, may have been faster.
         late_mark = frame.kind == KIND_MARK and (
             frame.offset < lane.offset or (lane.ended and frame.offset == lane.offset)

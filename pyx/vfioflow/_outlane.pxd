@@ -28,6 +28,8 @@ cdef class OutLane:
     cdef channel_t **channels
     cdef int channel_count
     cdef int next_channel
+    cdef channel_t *held        # the channel that the lane has for a turn; NULL: none
+    cdef int64_t turn_left      # bytes
     cdef list owners            # keeps the channels alive
     cdef Pool pool
     cdef Cancel cancel
@@ -51,6 +53,8 @@ cdef class OutLane:
     cdef size_t backlog(self) noexcept nogil
     cdef int send_raw(self, const uint8_t *data, size_t size, fault_t *fault) noexcept nogil
     cdef int queue(self, size_t size, bint packing, fault_t *fault) noexcept nogil
+    cdef channel_t *free_channel(self) noexcept nogil
+    cdef void let_go(self) noexcept nogil
     cdef int send_first_job(self, fault_t *fault) noexcept nogil
     cdef void drop_jobs(self) noexcept nogil
     cdef void give_back(self, uint8_t *buffer) noexcept nogil

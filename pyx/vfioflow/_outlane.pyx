@@ -58,6 +58,10 @@ cdef enum:
     # A device that hands out less than this at a time is asked again before a frame is sent, so
     # that small reads do not become small frames.
     MIN_FRAME = 64 * 1024
+    # How much a lane sends before it hands a channel that others wait for on, and how quick its device must
+    # be to keep the channel meanwhile: with each frame from another device nothing is in the caches.
+    TURN = 16 * 1024 * 1024
+    QUICK_NS = 1000 * 1000
     # Zeros are left out in runs of at least this.
     ZERO_RUN = 64 * 1024
     # A pipe smaller than this (the system limits what a user's pipes may hold) is slower than a copy.
@@ -175,6 +179,7 @@ cdef class OutLane:
         frame.digest = self.digest
         with nogil:
             status = self.send(&frame, NULL)
+            self.let_go()
         if status < 0 and not self.cancel.flag:
             fail(&fault, AT_WIRE, status, self.index, self.offset)
             raise_fault(&fault, self.name, "")
@@ -196,6 +201,7 @@ cdef class OutLane:
                 outcome = fail(fault, AT_DEVICE, source, self.index, self.offset)
             else:
                 outcome = source if source != 0 else _BUDGET
+        self.let_go()
         self.drop_jobs()
         if self.crew is not None:
             self.crew.join(-1)
@@ -286,6 +292,7 @@ cdef class OutLane:
                 if self.job_count > 0:
                     source[0] = _LATER
                     break
+                self.let_go()
                 n = wait_port(port, POLLIN, &rounds, self.cancel.fd)
                 if n < 0:
                     source[0] = <int> n
@@ -375,6 +382,24 @@ cdef class OutLane:
             self.crew.submit(job)
         return 0
 
+    cdef channel_t *free_channel(self) noexcept nogil:
+        """Enter one of the lane's channels without waiting; NULL: there is none."""
+        cdef channel_t *channel
+        cdef int i
+        for i in range(self.channel_count):
+            channel = self.channels[(self.next_channel + i) % self.channel_count]
+            if try_enter(channel):
+                if self.channel_count == 1 or writable(channel):
+                    return channel
+                leave(channel)
+        return NULL
+
+    cdef void let_go(self) noexcept nogil:
+        """Leave the channel to others."""
+        if self.held != NULL:
+            leave(self.held)
+            self.held = NULL
+
     cdef int send_first_job(self, fault_t *fault) noexcept nogil:
         """Wait for the first job and send it.  0 or -errno."""
         cdef job_t *job = &self.jobs[self.first_job]
@@ -431,26 +456,28 @@ cdef class OutLane:
         return 0
 
     cdef int send(self, frame_t *frame, const void *payload) noexcept nogil:
-        """Send a frame of this lane on the first of its channels that is free, else on the next in turn."""
-        cdef channel_t *channel
-        cdef int i, status
+        """Send a frame of this lane: on the channel it has, the first that is free, or else the next in turn."""
+        cdef channel_t *channel = self.held
+        cdef int status = 0
         frame.lane = self.index
         frame.offset = self.offset
-        for i in range(self.channel_count):
-            channel = self.channels[(self.next_channel + i) % self.channel_count]
-            if try_enter(channel):
-                if self.channel_count == 1 or writable(channel):
-                    break
-                leave(channel)
-        else:
-            channel = self.channels[self.next_channel]
-            enter(channel)
+        if channel == NULL:
+            channel = self.free_channel()
+            if channel == NULL:
+                channel = self.channels[self.next_channel]
+                status = enter(channel, self.cancel)
+                if status < 0:
+                    return status
+            self.turn_left = TURN
         self.next_channel = (self.next_channel + 1) % self.channel_count
         if payload == NULL and frame.length > 0:
             status = splice_frame(channel, frame, self.pipe[0])
         else:
             status = send_frame(channel, frame, payload)
-        leave(channel)
+        self.held = channel
+        self.turn_left -= frame.length
+        if self.turn_left <= 0 or self.last_read_ns > QUICK_NS or self.channel_count > 1 or self.job_count > 0:
+            self.let_go()
         self.frames += 1
         self.wire_bytes += HEADER_SIZE + <uint64_t> frame.length
         return status
