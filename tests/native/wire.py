@@ -215,6 +215,14 @@ def content(size, kind, seed=0):
     return text[:size]
 
 
+def pump(wire):
+    """Start the pumps of all lanes, each in a thread."""
+    return [
+        Thread(lane.pump, port, 2**63, precopy=False)
+        for lane, port in zip(wire.out, wire.out_ports, strict=True)
+    ]
+
+
 def send(wire):
     """Send the whole streams of all lanes at once, each in a thread."""
 
