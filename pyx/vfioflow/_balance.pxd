@@ -28,7 +28,8 @@ cdef class Balance:
     cdef int64_t period_ns
     cdef int64_t hold_ns
     cdef int64_t held_until
-    cdef int slow_periods
+    cdef int periods                # with compression, since it began
+    cdef int slow_periods           # of them, in a row
     cpdef void sent(self, uint64_t size, int64_t ns) noexcept nogil
     cpdef void sampled(self, int which, uint64_t size, uint64_t packed, int64_t ns) noexcept nogil
     cpdef bint due(self) noexcept nogil

@@ -17,7 +17,7 @@ cdef enum:
     # While the answer stays the same, samples become rarer, up to this.
     RARELY_NS = 400 * 1000 * 1000
     # After compression turned out slower, the time until it is tried again; doubled each time.
-    HOLD_NS = 500 * 1000 * 1000
+    HOLD_NS = 250 * 1000 * 1000
 
 cdef int64_t MOST_HOLD_NS = <int64_t> 8 * 1000 * 1000 * 1000
 cdef double GAIN = 1.04         # predicted gain that is worth the processor's time
@@ -100,9 +100,13 @@ cdef class Balance:
         )
         if self.packing != was_packing:
             self.period_ns = PERIOD_NS
+            self.periods = self.slow_periods = 0
 
     cdef bint too_slow(self, double rate) noexcept nogil:
-        """Whether a period with compression was slower than without."""
+        """Whether periods with compression are slower than without.  The first, which warms up, does not count."""
+        self.periods += 1
+        if self.periods == 1:
+            return False
         self.slow_periods = self.slow_periods + 1 if rate < LOSS * self.raw_rate else 0
         return self.slow_periods >= 2 or rate < BIG_LOSS * self.raw_rate
 
