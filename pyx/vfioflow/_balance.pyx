@@ -69,7 +69,7 @@ cdef class Balance:
         """
         # What only went into the socket's buffer says nothing of the wire.
         cdef uint64_t gone = self.size - min(self.size, backlog - min(backlog, self.backlog))
-        cdef double rate = <double> (self.size if self.packing else gone) / self.ns if gone > 0 else 0
+        cdef double rate = <double> (self.size if self.packing else gone) / max(self.ns, 1) if gone > 0 else 0
         cdef bint waits = cpu - self.cpu_began < <int64_t> (WORKING * (now - self.began))
         cdef bint was_packing = self.packing
         cdef int which
@@ -84,6 +84,7 @@ cdef class Balance:
             self.raw_rate = rate if self.raw_rate == 0 else (self.raw_rate + rate) / 2
         if rate > 0 and self.packing and self.too_slow(rate):
             self.packing = False
+            self.slow_periods = 0
             self.period_ns = PERIOD_NS
             self.hold_ns = min(max(2 * self.hold_ns, <int64_t> HOLD_NS), MOST_HOLD_NS)
             self.held_until = now + self.hold_ns

@@ -221,7 +221,8 @@ cdef class OutLane:
         elif source[0] == _LATER:
             source[0] = 0
             status = self.send_first_job(fault)
-        while status == 0 and self.job_count > 0 and self.crew.finished(&self.jobs[self.first_job]):
+        while (status == 0 and self.job_count > 0 and not self.cancel.flag
+               and self.crew.finished(&self.jobs[self.first_job])):
             status = self.send_first_job(fault)
         self.send_ns += now_ns() - between
         return status

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import select
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +17,8 @@ import pytest
 from vfioflow._simport import SimPort
 from vfioflow.devices.sim import SimDevice, live
 from vfioflow.states import Flags, State
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 HEADER = 32
 
@@ -152,3 +156,10 @@ def refused() -> Callable[[Callable[[], object]], int]:
         return caught.value.errno
 
     return code
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    """Closes what the test opened, in reverse order."""
+    with contextlib.ExitStack() as stack:
+        yield stack

@@ -2,185 +2,34 @@
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import os
-import random
 import socket
-import threading
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wire import (
+    CHUNK,
+    END_FRAME,
+    RAW,
+    ZSTD,
+    Thread,
+    Wire,
+    content,
+    drain,
+    fails,
+    feed,
+    move,
+    summary,
+)
 
 from vfioflow import _frame
 from vfioflow._buffers import Pool
 from vfioflow._channel import Channel, Limiter
-from vfioflow._crew import Crew
 from vfioflow._fdio import Cancel, Port
-from vfioflow._inlane import InLane, Receiver
 from vfioflow._outlane import BUDGET, CANCELLED, DRAINED, END, OutLane
 from vfioflow.errors import DeviceError, IntegrityError, PeerLost, ProtocolError
-
-CHUNK = 64 * 1024
-RAW, ZSTD, ZERO, MARK, END_FRAME, PAD = range(1, 7)
-
-
-class Wire:
-    """Both ends of some channels, and lanes from pipes to pipes over them."""
-
-    def __init__(
-        self,
-        stack,
-        *,
-        lanes=1,
-        channels=1,
-        chunk=CHUNK,
-        digests=True,
-        compression=None,
-        pair=socket.socketpair,
-    ):
-        self.cancel = Cancel()
-        self.in_cancel = Cancel()
-        pairs = [pair() for _ in range(channels)]
-        for near, far in pairs:
-            stack.callback(near.close)
-            stack.callback(far.close)
-        self.near = [near for near, _ in pairs]
-        self.far = [far for _, far in pairs]
-        threads, spare_jobs = 2, 6
-        self.pool = Pool(chunk, lanes + threads + spare_jobs)
-        self.crew = None
-        if compression is not None:
-            level = None if compression == "auto" else compression
-            self.crew = Crew(threads, self.pool, spare_jobs, level=level)
-            self.crew.start()
-            stack.callback(self.crew.close)
-        self.in_pool = Pool(chunk, 2 * channels)
-        self.channels = [Channel(near) for near in self.near]
-        self.limiter = Limiter()
-        self.out, self.feeds, self.out_ports = [], [], []
-        self.into, self.sinks, self.in_ports = [], [], []
-        self.signal = os.eventfd(0, os.EFD_NONBLOCK)
-        stack.callback(os.close, self.signal)
-        for index in range(lanes):
-            read, feed = os.pipe()
-            sink, write = os.pipe()
-            for fd in (read, sink):
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
-            self.feeds.append(os.fdopen(feed, "wb", buffering=0))
-            self.sinks.append(os.fdopen(sink, "rb", buffering=0))
-            self.out_ports.append(Port(read))
-            self.in_ports.append(Port(write))
-            share = self.channels[index::lanes] or [self.channels[index % channels]]
-            self.out.append(
-                OutLane(
-                    f"dev{index}",
-                    index,
-                    share,
-                    self.pool,
-                    self.cancel,
-                    self.limiter,
-                    digests=digests,
-                    crew=self.crew,
-                )
-            )
-            self.into.append(InLane(f"dev{index}", self.in_ports[-1]))
-        self.receiver = Receiver(
-            self.into, self.in_pool, self.in_cancel, self.signal, digests=digests
-        )
-        for closable in (*self.feeds, *self.sinks, *self.out_ports, *self.in_ports):
-            stack.callback(closable.close)
-
-    def stop_receiving(self):
-        self.in_cancel.set()
-        for far in self.far:
-            with contextlib.suppress(OSError):
-                far.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.fixture
-def stack():
-    with contextlib.ExitStack() as stack:
-        yield stack
-
-
-class Thread(threading.Thread):
-    """A thread whose result or exception `result` gives."""
-
-    def __init__(self, function, *args, **kwargs):
-        super().__init__(daemon=True)
-        self._call = (function, args, kwargs)
-        self.start()
-
-    def run(self):
-        function, args, kwargs = self._call
-        try:
-            self._value, self._error = function(*args, **kwargs), None
-        except BaseException as error:
-            self._error = error
-
-    def result(self):
-        self.join(30)
-        assert not self.is_alive(), "it hangs"
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-
-def feed(file, data):
-    def body():
-        file.write(data) if len(data) <= CHUNK else [
-            file.write(data[i : i + CHUNK]) for i in range(0, len(data), CHUNK)
-        ]
-        file.close()
-
-    return Thread(body)
-
-
-def drain(file):
-    def body():
-        hashed, size = hashlib.sha256(), 0
-        while data := file.read(1 << 20):
-            hashed.update(data)
-            size += len(data)
-        return size, hashed.hexdigest()
-
-    return Thread(body)
-
-
-def content(size, kind, seed):
-    rng = random.Random(seed)
-    if kind == "zeros":
-        return bytes(size)
-    if kind == "random":
-        return rng.randbytes(size)
-    text = b"".join(b"%08d device register block\0" % i for i in range(size // 31 + 1))
-    return text[:size]
-
-
-def move(wire, streams):
-    """Move whole streams over all lanes at once; what arrived, as (size, sha256) by lane."""
-    feeders = [feed(file, data) for file, data in zip(wire.feeds, streams, strict=True)]
-    drains = [drain(file) for file in wire.sinks]
-    receivers = [Thread(wire.receiver.receive, Channel(far)) for far in wire.far]
-
-    def send(lane, port):
-        assert lane.pump(port, 2**63, precopy=False) == END
-        lane.end()
-
-    senders = [
-        Thread(send, lane, port) for lane, port in zip(wire.out, wire.out_ports, strict=True)
-    ]
-    for thread in (*feeders, *senders):
-        thread.result()
-    for near in wire.near:
-        near.shutdown(socket.SHUT_WR)
-    assert [thread.result() for thread in receivers] == [True] * len(receivers)
-    for port in wire.in_ports:
-        port.close()
-    return [thread.result() for thread in drains]
 
 
 @pytest.mark.parametrize("kind", ["zeros", "random", "text"])
@@ -192,7 +41,7 @@ def test_streams_arrive_byte_for_byte(stack, kind, compression, lanes, channels)
     wire = Wire(stack, lanes=lanes, channels=channels, compression=compression)
     streams = [content(700_001 + 1000 * i, kind, i) for i in range(lanes)]
     arrived = move(wire, streams)
-    assert arrived == [(len(s), hashlib.sha256(s).hexdigest()) for s in streams]
+    assert arrived == [summary(s) for s in streams]
     for out, into, stream in zip(wire.out, wire.into, streams, strict=True):
         assert into.ended
         assert out.offset == into.offset == len(stream)
@@ -213,13 +62,13 @@ def test_streams_arrive_byte_for_byte(stack, kind, compression, lanes, channels)
 def test_without_digests_nothing_is_computed(stack):
     wire = Wire(stack, digests=False)
     stream = content(300_000, "random", 1)
-    assert move(wire, [stream]) == [(len(stream), hashlib.sha256(stream).hexdigest())]
+    assert move(wire, [stream]) == [summary(stream)]
     assert wire.out[0].digest == wire.into[0].digest == 0
 
 
 def test_an_empty_stream_still_ends(stack):
     wire = Wire(stack)
-    assert move(wire, [b""]) == [(0, hashlib.sha256().hexdigest())]
+    assert move(wire, [b""]) == [summary(b"")]
     assert wire.into[0].ended
 
 
@@ -249,7 +98,7 @@ def test_any_segmentation_arrives(sizes, chunk, channels):
             thread.result()
         wire.in_ports[0].close()
         whole = b"".join(pieces)
-        assert sink.result() == (len(whole), hashlib.sha256(whole).hexdigest())
+        assert sink.result() == summary(whole)
 
 
 def test_zero_in_precopy_is_not_the_end(stack):
@@ -368,16 +217,6 @@ def test_cancel_ends_a_receiver_whose_device_takes_nothing(stack):
 
 
 # ------------------------------------------------------- what goes wrong
-
-
-def fails(wire, *frames, kind, match):
-    receiver = Thread(wire.receiver.receive, Channel(wire.far[0]))
-    for frame in frames:
-        wire.near[0].sendall(frame)
-    wire.near[0].shutdown(socket.SHUT_WR)
-    with pytest.raises(kind, match=match):
-        receiver.result()
-    assert wire.in_pool.in_use == 0
 
 
 def test_a_wrong_digest_never_reaches_the_device(stack):
