@@ -38,6 +38,7 @@ cdef class OutLane:
     cdef Crew crew
     cdef int pages_fd           # what is being sent unseen
     cdef bint from_pipe
+    cdef bint saw_zeros         # in the last chunk that was looked at
     cdef bint explore         # the next job
     cdef int64_t last_read_ns
     cdef uint8_t *buffer        # for the next read; NULL: in a job

@@ -248,9 +248,9 @@ cdef class OutLane:
             return False
         if not port.pages & PAGES_OUT and not (self.crowded and port.pages & PIPE_OUT):
             return False
-        # With a choice of compression, a look at the bytes now and then.
+        # With a choice of compression, a look at the bytes now and then, and at all of them while there are zeros.
         return self.crew is None or (self.balance is not None and not self.balance.packing
-                                     and not self.balance.due() and self.job_count == 0)
+                                     and not self.balance.due() and self.job_count == 0 and not self.saw_zeros)
 
     cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, int *source) noexcept nogil:
         """Read until a frame is worth sending.  The bytes read; source: 0, DRAINED, END, LATER or -errno."""
@@ -343,8 +343,10 @@ cdef class OutLane:
         cdef size_t part, whole = size
         cdef bint zero
         cdef int status = 0
+        self.saw_zeros = False
         while size > 0 and status == 0:
             part = run_of(data, size, &zero)
+            self.saw_zeros |= zero
             self.digest = digest(self.digest, data, part) if self.digests else 0
             before = now_ns()
             if zero:
