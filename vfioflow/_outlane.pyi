@@ -36,6 +36,7 @@ class OutLane:
         digests: bool,
         crew: Crew | None = None,
         splice: bool = False,
+        crowded: bool = False,
     ) -> None: ...
     def pump(self, port: Port, budget: int, *, precopy: bool) -> int:
         """Move up to ``budget`` bytes from the data fd to the wire; one call for one phase.

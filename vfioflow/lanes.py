@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import socket
 import termios
 from array import array
@@ -95,6 +96,7 @@ class Outbound(_Ends):
                 digests=policy.digest,
                 crew=self._crew,
                 splice=splice,
+                crowded=len(names) > len(os.sched_getaffinity(0)),
             )
             for index, name in enumerate(names)
         ]

@@ -51,6 +51,7 @@ cdef object raise_fault(fault_t *fault, object name, object action)
 cdef int wait_port(port_t *port, short events, int *rounds, int cancel_fd) noexcept nogil
 cdef void wait_a_little(pthread_cond_t *cond, pthread_mutex_t *lock) noexcept nogil
 cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil
+cdef bint await_bytes(int fd, size_t size) noexcept nogil
 cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil
 # A frame goes out whole: take the channel, send, leave it
 cdef int enter(channel_t *channel, Cancel cancel) noexcept nogil
@@ -59,4 +60,4 @@ cdef void leave(channel_t *channel) noexcept nogil
 cdef size_t unsent(const channel_t *channel) noexcept nogil
 cdef bint writable(const channel_t *channel) noexcept nogil
 cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload) noexcept nogil
-cdef int send_file_frame(channel_t *channel, const frame_t *frame, int file_fd) noexcept nogil
+cdef int send_pages_frame(channel_t *channel, const frame_t *frame, int fd, bint is_pipe) noexcept nogil

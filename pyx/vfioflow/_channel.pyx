@@ -21,7 +21,7 @@ from pthread cimport (
 )
 from sockets cimport MSG_MORE, MSG_NOSIGNAL, MSG_DONTWAIT, MSG_WAITALL, SO_RCVLOWAT, SOL_SOCKET, iovec, msghdr, recv, send, sendmsg, setsockopt
 
-from vfioflow._fdio cimport wait_fd
+from vfioflow._fdio cimport fd_splice, wait_fd
 from vfioflow._frame cimport HEADER_SIZE, KIND_PAD, encode
 
 import os
@@ -32,7 +32,7 @@ cdef enum:
     # Longest that a limited lane may fall behind its rate and still catch up: 10 ms.
     BURST_NS = 10 * 1000 * 1000
     MAX_WAIT_MS = 1 << 30
-    # Payloads from this size are worth the two calls that say how much is waited for.
+    # From this size, saving wake-ups is worth the three calls that it takes.
     ONE_WAKE_UP = 256 * 1024
 
 
@@ -118,14 +118,29 @@ cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil:
     return 0
 
 
-cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil:
-    """As recv_all, but woken when the rest is there, not by each segment: about a tenth faster for a MiB."""
+cdef bint await_bytes(int fd, size_t size) noexcept nogil:
+    """Sleep until so many bytes are there, the socket is full, or the peer has ended; not at each segment.
+
+    Worth it, about a tenth for a MiB, from ONE_WAKE_UP bytes; else returns False and does nothing.
+    """
     cdef pollfd about
-    cdef ssize_t n
-    cdef int lowest = 0
-    cdef int status = 0
+    cdef int lowest = <int> size
+    if size < ONE_WAKE_UP:
+        return False
     about.fd = fd
     about.events = POLLIN
+    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &lowest, sizeof(lowest))
+    # Not recv itself: it would take what comes first, and then sleep until as much again is there.
+    poll(&about, 1, -1)
+    lowest = 1
+    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &lowest, sizeof(lowest))
+    return True
+
+
+cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil:
+    """As recv_all, with as few wake-ups as possible; the end of the connection is an error."""
+    cdef ssize_t n
+    cdef int status
     while size >= ONE_WAKE_UP:
         n = recv(fd, buffer, size, MSG_DONTWAIT)
         if n > 0:
@@ -134,17 +149,10 @@ cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil:
         elif n == 0:
             return -ECONNRESET
         elif errno == EAGAIN:
-            # Not recv itself: it would take what comes first, and then sleep until as much again is there.
-            lowest = <int> size
-            setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &lowest, sizeof(lowest))
-            poll(&about, 1, -1)
+            await_bytes(fd, size)
         elif errno != EINTR:
             return -errno
-    if lowest:
-        lowest = 1
-        setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &lowest, sizeof(lowest))
-    if size > 0:
-        status = recv_all(fd, buffer, size)
+    status = recv_all(fd, buffer, size)
     return -ECONNRESET if status == 1 else status
 
 
@@ -224,8 +232,8 @@ cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payloa
     return 0
 
 
-cdef int send_file_frame(channel_t *channel, const frame_t *frame, int file_fd) noexcept nogil:
-    """As send_frame; the payload is what comes next in a file.  -ENODATA: the file ended in the middle."""
+cdef int send_pages_frame(channel_t *channel, const frame_t *frame, int fd, bint is_pipe) noexcept nogil:
+    """As send_frame; the payload is what comes next in a file or pipe.  -ENODATA: it ended in the middle."""
     cdef uint8_t header[HEADER_SIZE]
     cdef size_t left = HEADER_SIZE
     cdef ssize_t n
@@ -238,11 +246,13 @@ cdef int send_file_frame(channel_t *channel, const frame_t *frame, int file_fd) 
             return -errno
     left = frame.length
     while left > 0:
-        n = sendfile(channel.fd, file_fd, NULL, left)
+        n = fd_splice(fd, channel.fd, left) if is_pipe else sendfile(channel.fd, fd, NULL, left)
         if n > 0:
             left -= n
         elif n == 0:
             return -ENODATA
+        elif is_pipe:
+            return <int> n
         elif errno != EINTR:
             return -errno
     channel.wire_bytes += HEADER_SIZE + <size_t> frame.length

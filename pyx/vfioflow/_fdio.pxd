@@ -4,6 +4,7 @@
 cdef enum pages_t:
     PAGES_NEVER = 0             # a driver's data fd has read and write only
     PAGES_OUT = 1               # sendfile is good for taking from it, if the other end passes pages on
+    PIPE_OUT = 8                # so is splice, if there are many such lanes
     PAGES_IN = 2                # splice is good for giving to it
     ONLY_PAGES_IN = 4           # but only for what came from a file by sendfile
 

@@ -46,13 +46,15 @@ cdef ssize_t fd_splice(int source, int target, size_t size) noexcept nogil:
 cdef int pages(int fd) noexcept nogil:
     """Where moving pages is faster than a copy, of pages_t; measured, see docs/data-path.md.
 
-    Out of a pipe it does not pay: what was just written is read from the cache.  Into a file that has yet to
-    grow it takes up to ten times as long as recv and write.
+    Out of a pipe it pays only with so many lanes that what was just written is not in the cache any more.  Into
+    a file that has yet to grow it takes up to ten times as long as recv and write.
     """
     cdef struct_stat about
     if fstat(fd, &about) != 0:
         return PAGES_NEVER
-    if S_ISFIFO(about.st_mode) or S_ISSOCK(about.st_mode):
+    if S_ISFIFO(about.st_mode):
+        return PAGES_IN | PIPE_OUT
+    if S_ISSOCK(about.st_mode):
         return PAGES_IN
     if S_ISREG(about.st_mode) and about.st_size > 0:    # whatever a data fd may be called, it has no size
         if 512 * about.st_blocks >= about.st_size:

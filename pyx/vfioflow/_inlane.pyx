@@ -29,6 +29,7 @@ from vfioflow._channel cimport (
     AT_MEMORY,
     AT_WIRE,
     AT_ZSTD,
+    await_bytes,
     fail,
     now_ns,
     raise_fault,
@@ -322,6 +323,7 @@ cdef class Receiver:
         cdef ssize_t n
         cdef int64_t before
         while status == 0 and left > 0:
+            await_bytes(wire.fd, left)
             n = fd_splice(wire.fd, wire.pipe[1], left)
             if n <= 0:
                 return fail(fault, AT_WIRE, <int> n if n < 0 else -ECONNRESET, frame.lane, frame.offset + done[0])

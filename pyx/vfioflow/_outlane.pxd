@@ -25,6 +25,7 @@ cdef class OutLane:
     cdef readonly Balance balance
     cdef bint digests
     cdef bint splice            # the other end passes pages on
+    cdef bint crowded           # more lanes than processors
     cdef channel_t **channels
     cdef int channel_count
     cdef int next_channel
@@ -35,7 +36,8 @@ cdef class OutLane:
     cdef Cancel cancel
     cdef Limiter limiter
     cdef Crew crew
-    cdef int file_fd            # what is being sent by sendfile
+    cdef int pages_fd           # what is being sent unseen
+    cdef bint from_pipe
     cdef bint explore         # the next job
     cdef int64_t last_read_ns
     cdef uint8_t *buffer        # for the next read; NULL: in a job
@@ -46,10 +48,10 @@ cdef class OutLane:
     cdef int run(self, port_t *port, uint64_t budget, bint precopy, fault_t *fault) noexcept nogil
     cdef int step(self, port_t *port, uint64_t *budget, bint precopy, int *source, fault_t *fault) noexcept nogil
     cdef bint has_room(self) noexcept nogil
-    cdef bint may_send_file(self, const port_t *port) noexcept nogil
+    cdef bint may_send_pages(self, const port_t *port) noexcept nogil
     cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, int *source) noexcept nogil
-    cdef ssize_t left_in_file(self, const port_t *port, size_t want, bint precopy, int *source) noexcept nogil
-    cdef int send_file(self, const port_t *port, size_t size, fault_t *fault) noexcept nogil
+    cdef ssize_t pages_there(self, const port_t *port, size_t want, bint precopy, int *source) noexcept nogil
+    cdef int send_pages(self, const port_t *port, size_t size, fault_t *fault) noexcept nogil
     cdef int pass_on(self, size_t size, fault_t *fault) noexcept nogil
     cdef size_t backlog(self) noexcept nogil
     cdef int send_raw(self, const uint8_t *data, size_t size, fault_t *fault) noexcept nogil

@@ -10,6 +10,7 @@ from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport SEEK_CUR, lseek, off_t
 
 from errnos cimport EAGAIN, ENODATA, ENOMEM, ENOMSG, errno
+from pipes cimport FIONREAD, ioctl
 from poll cimport POLLIN
 from pthread cimport pthread_cond_destroy, pthread_cond_init
 
@@ -23,8 +24,8 @@ from vfioflow._channel cimport (
     now_ns,
     thread_ns,
     raise_fault,
-    send_file_frame,
     send_frame,
+    send_pages_frame,
     try_enter,
     unsent,
     wait_port,
@@ -32,7 +33,7 @@ from vfioflow._channel cimport (
 )
 from vfioflow._balance cimport LEVELS
 from vfioflow._crew cimport JOB_DONE
-from vfioflow._fdio cimport PAGES_OUT
+from vfioflow._fdio cimport PAGES_OUT, PIPE_OUT
 from vfioflow._frame cimport (
     HEADER_SIZE,
     KIND_END,
@@ -101,11 +102,13 @@ cdef class OutLane:
         crew: compresses, and leaves out runs of zeros; None: all bytes go as they are.
         splice: the receiver passes the bytes on by splice.  Then a lane that reads a file sends it by
             sendfile; where the receiver copies, scattered pages cost it more than they save here.
+        crowded: there are more lanes than processors, so that not even the bytes in a pipe are in a cache: with
+            ``splice``, pass them on unseen too.
     """
 
     def __cinit__(self, str name, uint16_t index, list channels, Pool pool not None, Cancel cancel not None,
                   Limiter limiter not None, *, bint digests, Crew crew=None,
-                  bint splice=False):
+                  bint splice=False, bint crowded=False):
         pthread_cond_init(&self.job_done, NULL)
         if not channels:
             raise ValueError("a lane needs a channel")
@@ -126,6 +129,7 @@ cdef class OutLane:
         self.digests = digests
         self.crew = crew
         self.splice = splice
+        self.crowded = crowded
         self.balance = Balance() if crew is not None and crew.automatic else None
 
     def __dealloc__(self):
@@ -206,10 +210,11 @@ cdef class OutLane:
         cdef int64_t before = now_ns()
         cdef int64_t between
         cdef size_t want = min(budget[0], self.pool.size)
-        cdef bint file = self.may_send_file(port)
-        cdef ssize_t n = (self.left_in_file(port, want, precopy, source) if file
-                          else self.fill(port, want, precopy, source))
+        cdef ssize_t n = self.pages_there(port, want, precopy, source) if self.may_send_pages(port) else -1
+        cdef bint unseen = n >= 0
         cdef int status = 0
+        if not unseen:
+            n = self.fill(port, want, precopy, source)
         between = now_ns()
         self.last_read_ns = between - before
         self.read_ns += self.last_read_ns
@@ -217,7 +222,7 @@ cdef class OutLane:
             return 0
         if n > 0:
             budget[0] -= n
-            status = self.send_file(port, n, fault) if file else self.pass_on(n, fault)
+            status = self.send_pages(port, n, fault) if unseen else self.pass_on(n, fault)
         elif source[0] == _LATER:
             source[0] = 0
             status = self.send_first_job(fault)
@@ -237,9 +242,11 @@ cdef class OutLane:
                 self.crew.give_spare()
         return self.buffer != NULL
 
-    cdef bint may_send_file(self, const port_t *port) noexcept nogil:
-        """Whether bytes can go from the port to the wire unseen."""
-        if not self.splice or not port.pages & PAGES_OUT or self.digests:
+    cdef bint may_send_pages(self, const port_t *port) noexcept nogil:
+        """Whether bytes can go from the port to the wire unseen, and that is faster."""
+        if not self.splice or self.digests:
+            return False
+        if not port.pages & PAGES_OUT and not (self.crowded and port.pages & PIPE_OUT):
             return False
         # With a choice of compression, a look at the bytes now and then.
         return self.crew is None or (self.balance is not None and not self.balance.packing
@@ -277,9 +284,14 @@ cdef class OutLane:
                 break
         return have
 
-    cdef ssize_t left_in_file(self, const port_t *port, size_t want, bint precopy, int *source) noexcept nogil:
-        """How much of ``want`` a file still has; as fill, without reading it."""
+    cdef ssize_t pages_there(self, const port_t *port, size_t want, bint precopy, int *source) noexcept nogil:
+        """How much of ``want`` a file or pipe has; as fill, without reading it.  -1: too little, read it."""
         cdef struct_stat about
+        cdef int there = 0
+        if port.pages & PIPE_OUT:
+            if ioctl(port.fd, FIONREAD, &there) == 0 and there >= MIN_FRAME:
+                return min(want, <size_t> there)
+            return -1
         cdef off_t at = lseek(port.fd, 0, SEEK_CUR)
         if at < 0 or fstat(port.fd, &about) != 0:
             source[0] = -errno
@@ -289,11 +301,12 @@ cdef class OutLane:
             return 0
         return min(want, <size_t> (about.st_size - at))
 
-    cdef int send_file(self, const port_t *port, size_t size, fault_t *fault) noexcept nogil:
-        """Send what comes next in a file.  0 or -errno."""
+    cdef int send_pages(self, const port_t *port, size_t size, fault_t *fault) noexcept nogil:
+        """Send what comes next in a file or pipe.  0 or -errno."""
         cdef int64_t before = now_ns()
         cdef int status
-        self.file_fd = port.fd
+        self.pages_fd = port.fd
+        self.from_pipe = port.pages & PIPE_OUT != 0
         status = self.send_data(KIND_RAW, NULL, size, size, 0, fault)
         if self.balance is not None:
             self.balance.sent(size, now_ns() - before)
@@ -428,7 +441,7 @@ cdef class OutLane:
 
     cdef int send_data(self, int kind, const void *payload, size_t length, size_t size, uint32_t digest,
                        fault_t *fault) noexcept nogil:
-        """Send a frame of ``size`` device bytes; without a payload, its ``length`` bytes come from the file."""
+        """Send a frame of ``size`` device bytes; without a payload, its ``length`` bytes come from the port."""
         cdef frame_t frame
         cdef int status
         memset(&frame, 0, sizeof(frame))
@@ -461,7 +474,7 @@ cdef class OutLane:
             self.turn_left = TURN
         self.next_channel = (self.next_channel + 1) % self.channel_count
         if payload == NULL and frame.length > 0:
-            status = send_file_frame(channel, frame, self.file_fd)
+            status = send_pages_frame(channel, frame, self.pages_fd, self.from_pipe)
         else:
             status = send_frame(channel, frame, payload)
         self.held = channel
