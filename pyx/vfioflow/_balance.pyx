@@ -84,7 +84,6 @@ cdef class Balance:
             self.raw_rate = rate if self.raw_rate == 0 else (self.raw_rate + rate) / 2
         if rate > 0 and self.packing and self.too_slow(rate):
             self.packing = False
-            self.slow_periods = 0
             self.period_ns = PERIOD_NS
             self.hold_ns = min(max(2 * self.hold_ns, <int64_t> HOLD_NS), MOST_HOLD_NS)
             self.held_until = now + self.hold_ns

@@ -1,21 +1,14 @@
 """Lanes that share a channel."""
 
 import functools
-from pathlib import Path
 
 import pytest
-from wire import CHUNK, MIB, Wire, content, memfd, pump, tcp_pair, until
+from wire import CHUNK, MIB, Wire, asleep, content, memfd, pump, tcp_pair, until
 
 from vfioflow._outlane import CANCELLED
 
 # A lane may keep the channel for a turn, so that its data stays in the caches.
 AHEAD = 20 * MIB
-
-
-def asleep(threads):
-    """Whether all of them wait for something."""
-    stats = [Path(f"/proc/self/task/{thread.native_id}/stat").read_text() for thread in threads]
-    return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
 
 
 @pytest.mark.parametrize("lanes", [2, 3])

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ from wire import (
     CHUNK,
     MIB,
     Wire,
+    asleep,
     content,
     data_frame,
     drain,
@@ -57,9 +59,11 @@ def spliced(stack, **options):
 def test_which_ends_take_pages(stack):
     read, write = os.pipe()
     near, far = socket.socketpair()
-    fds = [read, write, near.detach(), far.detach(), os.open(os.devnull, os.O_WRONLY), memfd()]
-    ports = [Port(fd) for fd in fds]
-    assert [port.takes_pages for port in ports] == [True] * 5 + [False]
+    pages = [read, write, near.detach(), far.detach(), os.open(os.devnull, os.O_WRONLY)]
+    pages.append(memfd(bytes(5000)))
+    copies = [memfd(), memfd(at=50_000)]  # what has yet to grow
+    ports = [Port(fd) for fd in pages + copies]
+    assert [port.takes_pages for port in ports] == [True] * len(pages) + [False] * len(copies)
     for port in ports:
         port.close()
 
@@ -87,6 +91,18 @@ def test_a_file_into_nothing(stack):
     finish(wire, send(wire), wire.receive())
     assert wire.into[0].offset == ODD
     assert wire.into[0].ended
+
+
+@pytest.mark.parametrize("at", [0, 1, 4097])
+def test_a_file_into_one_that_is_allocated(stack, at):
+    stream = content(ODD, "random")
+    file = memfd(content(2 * MIB, "random", 1))
+    os.lseek(file, at, os.SEEK_SET)
+    wire = spliced(stack, sources=[memfd(stream, at=at)], targets=[os.dup(file)])
+    finish(wire, send(wire), wire.receive())
+    assert summary(os.pread(file, ODD, at)) == summary(stream)
+    assert wire.into[0].offset == ODD
+    os.close(file)
 
 
 @pytest.mark.parametrize("chunk", [16 * 1024, CHUNK, MIB])
@@ -192,6 +208,22 @@ def test_a_connection_cut_in_the_middle_of_a_payload(stack):
         wire.receive()[0].result()
     assert wire.into[0].offset == len(good) + 5
     assert wire.in_pool.in_use == 0
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_a_device_error(stack):
+    fd = memfd(bytes(8 * MIB))
+    pair = functools.partial(tcp_pair, buffers=CHUNK)
+    wire = Wire(stack, splice=True, digests=False, chunk=MIB, sources=[fd], pair=pair)
+    sending = send(wire)
+    until(lambda: asleep(sending))
+    os.ftruncate(fd, 0)
+    with wire.far[0].makefile("rb", buffering=0) as arrived:
+        drained = drain(arrived)
+        with pytest.raises(DeviceError, match="dev0: reading its state at byte") as caught:
+            sending[0].result()
+        assert f"at byte {wire.out[0].offset} of" in str(caught.value)
+        wire.stop()
+        drained.result()
 
 
 def test_a_peer_that_goes_away_while_a_file_is_sent(stack):

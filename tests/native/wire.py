@@ -8,6 +8,7 @@ import random
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -177,6 +178,12 @@ def until(condition):
     while not condition():
         assert time.monotonic() < end, "it never comes"
         time.sleep(0.001)
+
+
+def asleep(threads):
+    """Whether all of them wait for something."""
+    stats = [Path(f"/proc/self/task/{thread.native_id}/stat").read_text() for thread in threads]
+    return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
 
 
 def feed(file, data):
