@@ -12,7 +12,7 @@ cdef extern from "<fcntl.h>" nogil:
     const int O_CLOEXEC
     const int O_PATH
     const unsigned SPLICE_F_MOVE
-    ssize_t splice(int source, void *source_offset, int target, void *target_offset, size_t size, unsigned flags)
+    ssize_t splice(int source, void *source_at, int target, void *target_at, size_t size, unsigned flags)
 
 cdef extern from "<sys/sendfile.h>" nogil:
     ssize_t sendfile(int target, int source, void *offset, size_t size)

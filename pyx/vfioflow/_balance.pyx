@@ -26,7 +26,7 @@ cdef double BIG_LOSS = 0.8      # below this, once
 cdef double BETTER = 1.02       # a level must be so much better than the present one
 cdef double ENOUGH = 0.7        # compressors slower than this share of the wire cost more than they gain
 cdef double FADE = 0.7          # what a sample weighs when the next one comes
-cdef double WORKING = 0.75      # a lane that computes and copies for more of its time does not wait for the wire
+cdef double WORKING = 0.75      # a lane that computes and copies for longer does not wait for the wire
 
 
 cdef int level_of(int which) noexcept nogil:
@@ -102,7 +102,7 @@ cdef class Balance:
             self.periods = self.slow_periods = 0
 
     cdef bint too_slow(self, double rate) noexcept nogil:
-        """Whether periods with compression are slower than without.  The first, which warms up, does not count."""
+        """Whether periods with compression are slower than without.  The first is warming up."""
         self.periods += 1
         if self.periods == 1:
             return False

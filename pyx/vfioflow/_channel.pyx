@@ -19,7 +19,20 @@ from pthread cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from sockets cimport MSG_MORE, MSG_NOSIGNAL, MSG_DONTWAIT, MSG_WAITALL, SO_RCVLOWAT, SOL_SOCKET, iovec, msghdr, recv, send, sendmsg, setsockopt
+from sockets cimport (
+    MSG_DONTWAIT,
+    MSG_MORE,
+    MSG_NOSIGNAL,
+    MSG_WAITALL,
+    SO_RCVLOWAT,
+    SOL_SOCKET,
+    iovec,
+    msghdr,
+    recv,
+    send,
+    sendmsg,
+    setsockopt,
+)
 
 from vfioflow._fdio cimport fd_splice, wait_fd
 from vfioflow._frame cimport HEADER_SIZE, KIND_PAD, encode

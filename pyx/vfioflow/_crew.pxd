@@ -59,7 +59,8 @@ cdef class Crew:
     cdef void submit(self, job_t *job) noexcept nogil
     cdef bint finished(self, job_t *job) noexcept nogil
     cdef bint late(self) noexcept nogil
-    cdef void finish(self, job_t *job, const channel_t *channel, double wire_rate, Cancel cancel) noexcept nogil
+    cdef void finish(self, job_t *job, const channel_t *channel, double wire_rate,
+                     Cancel cancel) noexcept nogil
     cdef void withdraw(self, job_t *job) noexcept nogil
     cdef void unlink(self, job_t *job) noexcept nogil
     cdef void explore(self, job_t *job, Compressor compressor, uint8_t *room) noexcept nogil

@@ -1,7 +1,8 @@
 """The threads that compress, shared by all lanes of a session.
 
-A lane reads chunks, hands them in as jobs, and sends them in order when they are done.  Each worker keeps one spare buffer and swaps it with the job's when
-the payload is in it, so nothing is allocated or copied on the way.
+A lane reads chunks, hands them in as jobs, and sends them in order when they are done.  Each worker keeps
+one spare buffer and swaps it with the job's when the payload is in it, so nothing is allocated or copied on
+the way.
 """
 
 import threading
@@ -25,7 +26,7 @@ from pthread cimport (
 
 from vfioflow._balance cimport LEVELS, level_of
 from vfioflow._channel cimport now_ns, unsent
-from vfioflow._frame cimport KIND_RAW, KIND_ZSTD
+from vfioflow._frame cimport KIND_ZSTD
 
 cdef enum:
     # With less than this waiting in the socket, the wire is about to stand still: what it takes in a
@@ -202,7 +203,8 @@ cdef class Crew:
         pthread_mutex_unlock(&self.lock)
         return state == JOB_DONE
 
-    cdef void finish(self, job_t *job, const channel_t *channel, double wire_rate, Cancel cancel) noexcept nogil:
+    cdef void finish(self, job_t *job, const channel_t *channel, double wire_rate,
+                     Cancel cancel) noexcept nogil:
         """Wait for a job; with the level left to the lane, not longer than the wire has something to do.
 
         ``wire_rate``: what it takes, in bytes a nanosecond; 0: unknown.

@@ -46,8 +46,8 @@ cdef ssize_t fd_splice(int source, int target, size_t size) noexcept nogil:
 cdef int pages(int fd) noexcept nogil:
     """Where moving pages is faster than a copy, of pages_t; measured, see docs/data-path.md.
 
-    Out of a pipe it pays only with so many lanes that what was just written is not in the cache any more.  Into
-    a file that has yet to grow it takes up to ten times as long as recv and write.
+    Out of a pipe it pays only with so many lanes that what was just written is not in the cache any more.
+    Into a file that has yet to grow it takes up to ten times as long as recv and write.
     """
     cdef struct_stat about
     if fstat(fd, &about) != 0:

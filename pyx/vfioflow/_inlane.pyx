@@ -5,7 +5,7 @@ One call runs the whole life of one channel on the calling thread, without the G
 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from posix.fcntl cimport O_NONBLOCK, fcntl
+from posix.fcntl cimport fcntl
 from posix.unistd cimport close
 
 from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EIO, ENOMEM, EPROTO
@@ -326,7 +326,8 @@ cdef class Receiver:
             await_bytes(wire.fd, left)
             n = fd_splice(wire.fd, wire.pipe[1], left)
             if n <= 0:
-                return fail(fault, AT_WIRE, <int> n if n < 0 else -ECONNRESET, frame.lane, frame.offset + done[0])
+                return fail(fault, AT_WIRE, <int> n if n < 0 else -ECONNRESET, frame.lane,
+                            frame.offset + done[0])
             held = n
             left -= n
             before = now_ns()
@@ -339,6 +340,7 @@ cdef class Receiver:
                 elif n == -EAGAIN:
                     status = wait_port(lane.port, POLLOUT, &rounds, self.cancel.fd)
                 else:
-                    status = fail(fault, AT_DEVICE, <int> n if n < 0 else -EIO, frame.lane, frame.offset + done[0])
+                    status = fail(fault, AT_DEVICE, <int> n if n < 0 else -EIO, frame.lane,
+                                  frame.offset + done[0])
             lane.write_ns += now_ns() - before
         return status

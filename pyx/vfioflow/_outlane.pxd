@@ -47,7 +47,8 @@ cdef class OutLane:
     cdef int job_count
     cdef pthread_cond_t job_done
     cdef int run(self, port_t *port, uint64_t budget, bint precopy, fault_t *fault) noexcept nogil
-    cdef int step(self, port_t *port, uint64_t *budget, bint precopy, int *source, fault_t *fault) noexcept nogil
+    cdef int step(self, port_t *port, uint64_t *budget, bint precopy, int *source,
+                  fault_t *fault) noexcept nogil
     cdef bint has_room(self) noexcept nogil
     cdef bint may_send_pages(self, const port_t *port) noexcept nogil
     cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, int *source) noexcept nogil
@@ -62,6 +63,6 @@ cdef class OutLane:
     cdef int send_first_job(self, fault_t *fault) noexcept nogil
     cdef void drop_jobs(self) noexcept nogil
     cdef void give_back(self, uint8_t *buffer) noexcept nogil
-    cdef int send_data(self, int kind, const void *payload, size_t length, size_t size, uint32_t digest,
+    cdef int send_data(self, int kind, const void *payload, size_t length, size_t size, uint32_t sum,
                        fault_t *fault) noexcept nogil
     cdef int send(self, frame_t *frame, const void *payload) noexcept nogil

@@ -102,8 +102,8 @@ cdef class OutLane:
         crew: compresses, and leaves out runs of zeros; None: all bytes go as they are.
         splice: the receiver passes the bytes on by splice.  Then a lane that reads a file sends it by
             sendfile; where the receiver copies, scattered pages cost it more than they save here.
-        crowded: there are more lanes than processors, so that not even the bytes in a pipe are in a cache: with
-            ``splice``, pass them on unseen too.
+        crowded: there are more lanes than processors, so that not even the bytes in a pipe are in a
+            cache: with ``splice``, pass them on unseen too.
     """
 
     def __cinit__(self, str name, uint16_t index, list channels, Pool pool not None, Cancel cancel not None,
@@ -205,7 +205,8 @@ cdef class OutLane:
         self.pool.give(self.buffer)
         return outcome
 
-    cdef int step(self, port_t *port, uint64_t *budget, bint precopy, int *source, fault_t *fault) noexcept nogil:
+    cdef int step(self, port_t *port, uint64_t *budget, bint precopy, int *source,
+                  fault_t *fault) noexcept nogil:
         """Read a chunk and send it, or give it to the crew and send what came back.  0 or -errno."""
         cdef int64_t before = now_ns()
         cdef int64_t between
@@ -248,9 +249,11 @@ cdef class OutLane:
             return False
         if not port.pages & PAGES_OUT and not (self.crowded and port.pages & PIPE_OUT):
             return False
-        # With a choice of compression, a look at the bytes now and then, and at all of them while there are zeros.
-        return self.crew is None or (self.balance is not None and not self.balance.packing
-                                     and not self.balance.due() and self.job_count == 0 and not self.saw_zeros)
+        # With a choice of compression, a look at the bytes now and then, and at all while there are zeros.
+        if self.crew is None:
+            return True
+        return (self.balance is not None and not self.balance.packing and not self.balance.due()
+                and self.job_count == 0 and not self.saw_zeros)
 
     cdef ssize_t fill(self, port_t *port, size_t want, bint precopy, int *source) noexcept nogil:
         """Read until a frame is worth sending.  The bytes read; source: 0, DRAINED, END, LATER or -errno."""
@@ -441,9 +444,9 @@ cdef class OutLane:
             self.pool.give(buffer)
             self.crew.give_spare()
 
-    cdef int send_data(self, int kind, const void *payload, size_t length, size_t size, uint32_t digest,
+    cdef int send_data(self, int kind, const void *payload, size_t length, size_t size, uint32_t sum,
                        fault_t *fault) noexcept nogil:
-        """Send a frame of ``size`` device bytes; without a payload, its ``length`` bytes come from the port."""
+        """Send a frame of ``size`` device bytes; without a payload, ``length`` bytes come from the port."""
         cdef frame_t frame
         cdef int status
         memset(&frame, 0, sizeof(frame))
@@ -451,7 +454,7 @@ cdef class OutLane:
         frame.pages = payload == NULL and length > 0
         frame.length = <uint32_t> length
         frame.raw_length = <uint32_t> size
-        frame.digest = digest
+        frame.digest = sum
         status = self.limiter.take(HEADER_SIZE + length, self.cancel.fd)
         if status == 0:
             status = self.send(&frame, payload)
@@ -461,7 +464,7 @@ cdef class OutLane:
         return 0
 
     cdef int send(self, frame_t *frame, const void *payload) noexcept nogil:
-        """Send a frame of this lane: on the channel it has, the first that is free, or else the next in turn."""
+        """Send a frame of this lane: on the channel it has, the first that is free, or the next in turn."""
         cdef channel_t *channel = self.held
         cdef int status = 0
         frame.lane = self.index
@@ -481,7 +484,8 @@ cdef class OutLane:
             status = send_frame(channel, frame, payload)
         self.held = channel
         self.turn_left -= frame.length
-        if self.turn_left <= 0 or self.last_read_ns > QUICK_NS or self.channel_count > 1 or self.job_count > 0:
+        if (self.turn_left <= 0 or self.last_read_ns > QUICK_NS or self.channel_count > 1
+                or self.job_count > 0):
             self.let_go()
         self.frames += 1
         self.wire_bytes += HEADER_SIZE + <uint64_t> frame.length
