@@ -54,9 +54,10 @@ LARGE = [256 * KIB - 1, 256 * KIB, 256 * KIB + 1, 300_000, 512 * KIB, MIB]
 
 
 @pytest.mark.parametrize("size", LARGE)
-def test_a_large_frame_is_loaded_though_nothing_follows(stack, pair, size):
+@pytest.mark.parametrize("digests", [True, False], ids=["copied", "spliced"])
+def test_a_large_frame_is_loaded_though_nothing_follows(stack, pair, size, digests):
     """Whoever waits for more than the frame itself waits for ever."""
-    wire = Wire(stack, chunk=MIB, pair=pair)
+    wire = Wire(stack, chunk=MIB, pair=pair, digests=digests)
     data = content(size, "random")
     receivers, sink = wire.receive(), drain(wire.sinks[0])
     wire.near[0].sendall(data_frame(data))
@@ -65,8 +66,9 @@ def test_a_large_frame_is_loaded_though_nothing_follows(stack, pair, size):
     assert sink.result() == summary(data)
 
 
-def test_large_frames_in_dribbles_and_a_small_one_at_the_end(stack):
-    wire = Wire(stack, chunk=MIB, pair=tcp_pair)
+@pytest.mark.parametrize("digests", [True, False], ids=["copied", "spliced"])
+def test_large_frames_in_dribbles_and_a_small_one_at_the_end(stack, digests):
+    wire = Wire(stack, chunk=MIB, pair=tcp_pair, digests=digests)
     parts = [content(size, "random", size) for size in (300_000, MIB, 256 * KIB, 5)]
     receivers, sink = wire.receive(), drain(wire.sinks[0])
     before = b""
