@@ -1,6 +1,6 @@
 """Scale: real migrations of 1 to 64 devices with 64 MiB to 32 GiB of state in all.
 
-Each is a ``vfioflow.migrate`` in one process and a ``vfioflow.listen`` in another (``session.py``), with
+Each is a ``vfioflow.migrate`` in one process and a ``vfioflow.listen`` in another (``migration.py``), with
 digests, over loopback; the devices are pipes.  A second, tiny migration before it has the interpreters
 warm.  Ratios are to the migration of one device, or of 1 GiB, in the same round.
 """
@@ -92,7 +92,7 @@ class Line:
 
 def migrate(loop: str, file: str, devices: int, size: int, number: int) -> Session:
     """One migration over loopback.  Raises ProgramFailed."""
-    words = [sys.executable, str(BENCH / "session.py")]
+    words = [sys.executable, str(BENCH / "migration.py")]
     where = [loop, "127.0.0.1", str(devices)]
     null = subprocess.DEVNULL
     with Programs(LIMIT) as programs:

@@ -1,7 +1,7 @@
 """One side of a real migration for the comparison, measured from inside.
 
-``python session.py receive LOOP HOST DEVICES`` says its port and takes two migrations, a small one to
-warm up and the measured one; ``python session.py send LOOP HOST DEVICES PORT BYTES FILE`` sends them.
+``python migration.py receive LOOP HOST DEVICES`` says its port and takes two migrations, a small one to
+warm up and the measured one; ``python migration.py send LOOP HOST DEVICES PORT BYTES FILE`` sends them.
 Each ends with one JSON object on standard error.  Behind a device stand a pipe and a process, ``loop feed``
 with the contents of FILE over and over, or ``loop drain``: neither grows with the state.
 """
