@@ -17,7 +17,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -72,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+def stop(number: int, *_: object) -> NoReturn:
     """Leave every context on the way out, so that namespaces and processes go."""
     sys.exit(128 + number)
 

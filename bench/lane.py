@@ -14,7 +14,9 @@ import os
 import resource
 import socket
 import sys
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from vfioflow._fdio import Port
 from vfioflow._inlane import InLane
@@ -31,23 +33,11 @@ def cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def together(calls: list) -> None:
+def together(calls: list[Callable[[], object]]) -> None:
     """Run all calls at once, each on a thread, to the end."""
-    failures: list[BaseException] = []
-
-    def run(call) -> None:
-        try:
-            call()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for call in [pool.submit(call) for call in calls]:
+            call.result()
 
 
 def send(options: argparse.Namespace, policy: Policy) -> None:
@@ -65,7 +55,7 @@ def send(options: argparse.Namespace, policy: Policy) -> None:
         assert lane.pump(port, 2**63, precopy=False) == END
         lane.end()
 
-    together([lambda e=ends: pump(*e) for ends in zip(out.lanes, ports, strict=True)])
+    together([partial(pump, *ends) for ends in zip(out.lanes, ports, strict=True)])
     out.end()
     for sock in sockets:
         sock.recv(1)  # the peer has loaded everything
@@ -89,7 +79,7 @@ def receive(options: argparse.Namespace, policy: Policy) -> None:
     )
     print("ready", file=sys.stderr, flush=True)
     before = cpu()
-    together([lambda c=channel: inbound.receiver.receive(c) for channel in inbound.channels])
+    together([partial(inbound.receiver.receive, channel) for channel in inbound.channels])
     assert all(lane.ended for lane in lanes)
     print(f"cpu {cpu() - before:.6f}", file=sys.stderr)
     inbound.close(stuck=False)

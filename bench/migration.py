@@ -78,7 +78,7 @@ class PipeDevice:
     def port(self, data_fd: int) -> Port:
         return Port(data_fd)
 
-    def precopy_info(self, data_fd: int) -> PrecopyInfo:  # noqa: ARG002
+    def precopy_info(self, data_fd: int) -> PrecopyInfo:
         raise DeviceError(self.name, "precopy_info", 22)
 
     def stop_copy_size(self) -> int | None:

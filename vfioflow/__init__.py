@@ -11,8 +11,9 @@ The two calls that most users need::
 from pathlib import Path
 
 from vfioflow.devices.base import Device, DeviceInfo, PrecopyInfo
+from vfioflow.devices.dirty import DirtyLog
 from vfioflow.devices.host import HostDevice, discover
-from vfioflow.devices.kernel import DirtyLog, KernelDevice
+from vfioflow.devices.kernel import KernelDevice
 from vfioflow.devices.sim import Fabric, Fault, SimDevice
 from vfioflow.errors import (
     AdmissionError,

@@ -15,5 +15,8 @@ class Crew:
     def start(self) -> None:
         """Start the threads."""
 
-    def close(self) -> None:
-        """End the threads; only when no pump runs.  Safe to call twice."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the threads, each when its present job is done, and ``wait`` for that.  Safe to call twice.
+
+        A pump that still runs must have been cancelled.
+        """

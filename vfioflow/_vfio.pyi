@@ -16,7 +16,7 @@ SIZES: dict[str, int]
 REQUESTS: dict[str, int]
 """Numbers of the ioctls, as compiled."""
 
-def probe(fd: int, index: int, *, get: bool = False, set: bool = False) -> bool:  # noqa: A002
+def probe(fd: int, index: int, *, gets: bool = False, sets: bool = False) -> bool:
     """Whether the device has a feature for GET, SET or both."""
 
 def migration_flags(fd: int) -> int:

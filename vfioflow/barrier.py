@@ -52,14 +52,12 @@ class Crossing:
         When one cannot be taken, those behind it are closed.  Raises what ``take`` raises.
         """
         left = [(name, moved.data_fd) for name, moved in self.moved.items() if moved.data_fd >= 0]
-        while left:
-            name, data_fd = left.pop(0)
-            try:
-                take(name, data_fd)
-            except BaseException:
-                for _, other in left:
-                    os.close(other)
-                raise
+        try:
+            while left:
+                take(*left.pop(0))
+        finally:
+            for _, data_fd in left:
+                os.close(data_fd)
 
 
 async def cross(

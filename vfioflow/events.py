@@ -137,7 +137,10 @@ Observer: TypeAlias = Callable[[Event], None]
 
 
 def emit(observer: Observer | None, event: Event) -> None:
-    """Log ``event`` and hand it to the observer, if there is one."""
+    """Log ``event`` and hand it to the observer, if there is one.
+
+    The observer is somebody else's code: whatever it raises is logged, and the migration goes on.
+    """
     if not isinstance(event, Progress):
         log.debug("%s", event)
     if observer is None:

@@ -108,10 +108,10 @@ class Outbound(_Ends):
         return self.channels[index::lanes]
 
     def close(self, *, stuck: bool) -> None:
-        """Close the sockets and end the compressors; where a pump is ``stuck``, once it is done."""
+        """Close the sockets and end the compressors; where a pump is ``stuck``, as soon as it is done."""
         super().close(stuck=stuck)
-        if self._crew is not None and not stuck:
-            self._crew.close()
+        if self._crew is not None:
+            self._crew.close(wait=not stuck)
 
     def unsent(self) -> int:
         """Bytes that the peer has not yet acknowledged receiving (``SIOCOUTQ``)."""

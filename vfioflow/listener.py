@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Coroutine, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -157,18 +158,16 @@ class Listener:
     async def _greet(self, sock: socket.socket, peer: Address, gate: asyncio.Semaphore) -> None:
         """Find out what a connection is for.  Owns the socket until it is passed on."""
         try:
-            preamble = await read_preamble(sock, self._policy.connect_timeout)
-            if preamble.role is Role.CONTROL:
-                await send_preamble(sock, Preamble(Role.CONTROL))
-                await self._waiting.put(sock)
-                return
-            if self._session is None or not self._session.take_channel(preamble, sock):
-                raise ProtocolError("a data connection that belongs to no session here")
+            with ExitStack() as owned:
+                owned.callback(sock.close)
+                preamble = await read_preamble(sock, self._policy.connect_timeout)
+                if preamble.role is Role.CONTROL:
+                    await send_preamble(sock, Preamble(Role.CONTROL))
+                    await self._waiting.put(sock)
+                elif self._session is None or not self._session.take_channel(preamble, sock):
+                    raise ProtocolError("a data connection that belongs to no session here")
+                owned.pop_all()
         except PeerError as error:
             log.warning("refused a connection from %s: %s", peer, str(error))
-            sock.close()
-        except BaseException:
-            sock.close()
-            raise
         finally:
             gate.release()

@@ -30,6 +30,7 @@ from vfioflow.hooks import Hooks, SaveConfig, call, save_all
 from vfioflow.lanes import Outbound, drive
 from vfioflow.policy import Policy
 from vfioflow.precopy import Bandwidth, Verdict
+from vfioflow.probe import Probe
 from vfioflow.report import Clock, DeviceReport, Report
 from vfioflow.rounds import Lane, Rounds, ask_sizes, source_seconds
 from vfioflow.session import Session
@@ -47,10 +48,6 @@ CONFIG_LIMIT = 1_000_000
 """Bytes of config space of all devices together: they travel in one control message."""
 
 _WITHOUT_END = 2**63
-_PROBE = (256 * 1024, 64 * 1024 * 1024)
-"""Pad bytes of the first and of the largest probe."""
-_PROBE_SECONDS = 0.05
-"""A probe that took so long means something."""
 
 
 async def migrate(
@@ -111,7 +108,7 @@ class Source(Session):
         self._round_trip = 0.0
         self._load_seconds = 0.0
         self._vcpus_stopped = False
-        self._probing = False
+        self._probe: Probe | None = None
 
     async def run(self) -> Report:
         """Migrate.  Once per object.  Raises as :func:`migrate` does."""
@@ -228,50 +225,17 @@ class Source(Session):
 
     async def _measure_wire(self) -> None:
         """Let the first decision know the wire's round trip and rate already."""
-        self._round_trip = await self._send_pad(1)
-        size, seconds = await self._probe()
+        probe = self._probe = Probe(self._wire, self._peer, self._policy, self._drive)
+        self._round_trip = await probe.round_trip()
+        size, seconds = await probe.measure()
         self._bandwidth.assume(size / seconds)
-
-    async def _probe(self) -> tuple[int, float]:
-        """Send pad bytes, more and more until it twice took long enough to mean something.
-
-        Returns the bytes and the seconds of the fastest try: what slows one down is the machine.
-        """
-        size, most = _PROBE
-        if rate := self._policy.max_bandwidth:
-            size = max(min(size, int(rate * _PROBE_SECONDS)), 1)
-        tries: list[tuple[int, float]] = []
-        while size <= most and sum(seconds >= _PROBE_SECONDS for _, seconds in tries) < 2:
-            tries.append((size, await self._send_pad(size)))
-            size *= 4
-        return max(tries, key=lambda a_try: a_try[0] / a_try[1])
-
-    async def _send_pad(self, size: int) -> float:
-        """About ``size`` pad bytes there, and the answer back; the seconds that it took."""
-        out = self._wire
-        part = -(-size // len(out.channels))
-        begin = time.monotonic()
-        await self._peer.send(messages.Probe(size=part * len(out.channels)))
-        self._probing = True
-        try:
-            await self._drive(
-                [
-                    in_thread(c.pad, part, out.pool, out.limiter, out.cancel, name="probe")
-                    for c in out.channels
-                ]
-            )
-        finally:
-            self._probing = False
-        await self._peer.expect(
-            messages.ProbeDone, timeout=self._policy.stall_timeout, what="the probe's answer"
-        )
-        return time.monotonic() - begin
 
     # ---------------------------------------------------------------- pre-copy
 
     async def _precopy(self) -> None:
         """Iterate until what is left fits the downtime limit."""
         self._enter(Phase.PRE_COPY)
+        assert self._probe is not None
         copying = [lane for lane in self._lanes if lane.can_precopy]
         rounds = Rounds(
             self._lanes,
@@ -279,7 +243,7 @@ class Source(Session):
             control=self._peer,
             drive=self._drive,
             unsent=self._wire.unsent,
-            probe=self._probe,
+            probe=self._probe.measure,
             bandwidth=self._bandwidth,
             fixed_seconds=source_seconds(self._lanes) + self._load_seconds + 2 * self._round_trip,
             observer=self._observer,
@@ -493,7 +457,8 @@ class Source(Session):
 
     def _busy(self) -> list[str]:
         busy = [f"device {lane.name}" for lane in self._lanes if lane.busy]
-        return busy or (["the probe of the wire"] if self._probing else [])
+        probing = self._probe is not None and self._probe.running
+        return busy or (["the probe of the wire"] if probing else [])
 
     def _progress(self) -> None:
         if self._observer is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 __all__ = ["finish", "in_thread", "settle"]
@@ -23,23 +24,18 @@ def in_thread(function: Callable[..., T], *args: Any, name: str) -> asyncio.Futu
     # Whoever waits sees the exception; one that nobody waits for any more is no news.
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    def resolve(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # None only when T is
+    def tell(set_outcome: Callable[[], None]) -> None:
+        if not future.cancelled():
+            set_outcome()
 
     def body() -> None:
-        result: T | None = None
-        error: BaseException | None = None
+        outcome: Callable[[], None]
         try:
-            result = function(*args)
-        except BaseException as caught:
-            error = caught
+            outcome = partial(future.set_result, function(*args))
+        except BaseException as error:  # handed to whoever awaits the call, as if it ran there
+            outcome = partial(future.set_exception, error)
         if not loop.is_closed():
-            loop.call_soon_threadsafe(resolve, result, error)
+            loop.call_soon_threadsafe(tell, outcome)
 
     threading.Thread(target=body, name=f"vfioflow-{name}", daemon=True).start()
     return future

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import subprocess
-import termios
-import time
-from array import array
 from contextlib import suppress
-from types import TracebackType
 
 from comparison.content import MIB, Content
 from comparison.programs import ProgramFailed
@@ -46,12 +43,7 @@ class Ends:
                 _await_bytes(outlet)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for fds in (self.inputs, self.outputs):
             while fds:
                 os.close(fds.pop())
@@ -104,11 +96,6 @@ def _pipe() -> tuple[int, int]:
 
 def _await_bytes(outlet: int) -> None:
     """Return when the pipe holds something: its feeder has mapped the content by then."""
-    deadline = time.monotonic() + 30
-    held = array("i", [0])
-    while time.monotonic() < deadline:
-        fcntl.ioctl(outlet, termios.FIONREAD, held)
-        if held[0]:
-            return
-        time.sleep(0.001)
-    raise ProgramFailed("nothing comes out of a feeder")
+    ready, _, _ = select.select([outlet], [], [], 30)
+    if not ready:
+        raise ProgramFailed("nothing comes out of a feeder")

@@ -151,7 +151,7 @@ class Piped:
         lost = [tool for tool in tools if shutil.which(tool) is None]
         return f"{' and '.join(lost)} not installed" if lost else None
 
-    def suits(self, ends: tuple[str, str]) -> bool:  # noqa: ARG002
+    def suits(self, ends: tuple[str, str]) -> bool:
         return True
 
     def move(self, ends: Ends, wire: Wire) -> Moved:
@@ -229,7 +229,9 @@ def _await_port(programs: list[Program], port: int) -> None:
                         fields = line.split()
                         if fields[1].endswith(wanted) and fields[3] == "0A":
                             return
-        time.sleep(0.002)
+        time.sleep(
+            0.002
+        )  # /proc tells nobody when it changes, and to connect would take the place of the sender
     for program in programs:
         program.interrupt()
         program.finish()

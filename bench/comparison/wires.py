@@ -11,8 +11,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 LOOPBACK = "loopback"
@@ -73,7 +73,8 @@ class Veth:
     def __enter__(self) -> Veth:
         sweep()
         here, there = self.spaces
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._remove)
             for space in self.spaces:
                 _ip("netns", "add", space)
             _ip("link", "add", "out", "netns", here, "type", "veth",
@@ -82,17 +83,10 @@ class Veth:
                 _ip("-n", space, "address", "add", f"{address}/24", "dev", device)
                 _ip("-n", space, "link", "set", device, "up")
                 _ip("-n", space, "link", "set", "lo", "up")
-        except BaseException:
-            self._remove()
-            raise
+            undo.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._remove()
 
     def _remove(self) -> None:
@@ -139,14 +133,9 @@ class Wires:
                 self._veth, self.why_not = None, f"no veth: {error.stderr.strip()}"
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._veth is not None:
-            self._veth.__exit__(kind, error, trace)
+            self._veth.__exit__(*error)
 
     def get(self, name: str) -> Wire | None:
         """The wire of that name, shaped as it says; None when it is a veth and there is none."""

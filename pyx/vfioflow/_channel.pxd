@@ -6,6 +6,9 @@ from vfioflow._buffers cimport Pool
 from vfioflow._fdio cimport Cancel, port_t
 from vfioflow._frame cimport frame_t
 
+cdef enum:
+    A_MOMENT = 100 * 1000 * 1000    # nanoseconds
+
 # Where a pump failed; with a negative errno this is all that it reports.
 cdef enum where_t:
     AT_DEVICE = 1
@@ -49,7 +52,8 @@ cdef int64_t thread_ns() noexcept nogil         # of processor time
 cdef int fail(fault_t *fault, where_t where, int status, int lane, uint64_t offset) noexcept nogil
 cdef object raise_fault(fault_t *fault, object name, object action)
 cdef int wait_port(port_t *port, short events, int *rounds, int cancel_fd) noexcept nogil
-cdef void wait_a_little(pthread_cond_t *cond, pthread_mutex_t *lock) noexcept nogil
+# Wait for a signal, or for so long; A_MOMENT is to look at the cancel switch again
+cdef void wait_a_little(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t ns) noexcept nogil
 cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil
 cdef bint await_bytes(int fd, size_t size) noexcept nogil
 cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil

@@ -105,11 +105,10 @@ cdef int wait_port(port_t *port, short events, int *rounds, int cancel_fd) noexc
     return 0 if status == -ETIMEDOUT else status
 
 
-cdef void wait_a_little(pthread_cond_t *cond, pthread_mutex_t *lock) noexcept nogil:
-    """Wait for a signal, or a tenth of a second, to look at the cancel switch again."""
+cdef void wait_a_little(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t ns) noexcept nogil:
     cdef timespec until
     clock_gettime(CLOCK_REALTIME, &until)
-    until.tv_nsec += 100 * 1000 * 1000
+    until.tv_nsec += ns     # less than a second
     if until.tv_nsec >= 1000000000:
         until.tv_nsec -= 1000000000
         until.tv_sec += 1
@@ -177,7 +176,7 @@ cdef int enter(channel_t *channel, Cancel cancel) noexcept nogil:
     ticket = channel.tickets
     channel.tickets += 1
     while channel.serving != ticket and status == 0:
-        wait_a_little(&channel.turn, &channel.lock)
+        wait_a_little(&channel.turn, &channel.lock, A_MOMENT)
         if cancel.flag:     # a ticket that is never used: nobody needs the channel any more
             status = -ECANCELED
     pthread_mutex_unlock(&channel.lock)

@@ -8,14 +8,12 @@ the way.
 import threading
 
 from libc.stdlib cimport free, malloc
-from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from pthread cimport (
     pthread_cond_broadcast,
     pthread_cond_destroy,
     pthread_cond_init,
     pthread_cond_signal,
-    pthread_cond_timedwait,
     pthread_cond_wait,
     pthread_mutex_destroy,
     pthread_mutex_init,
@@ -25,7 +23,7 @@ from pthread cimport (
 )
 
 from vfioflow._balance cimport LEVELS, level_of
-from vfioflow._channel cimport now_ns, unsent
+from vfioflow._channel cimport A_MOMENT, now_ns, unsent, wait_a_little
 from vfioflow._frame cimport KIND_ZSTD
 
 cdef enum:
@@ -80,13 +78,16 @@ cdef class Crew:
             thread.start()
             self.running.append(thread)
 
-    def close(self):
-        """End the threads; only when no pump runs.  Safe to call twice."""
+    def close(self, *, bint wait=True):
+        """End the threads, each when its present job is done, and ``wait`` for that.  Safe to call twice.
+
+        A pump that still runs must have been cancelled.
+        """
         pthread_mutex_lock(&self.lock)
         self.closing = 1
         pthread_cond_broadcast(&self.work_to_do)
         pthread_mutex_unlock(&self.lock)
-        while self.running:
+        while wait and self.running:
             self.running.pop().join()
 
     def __dealloc__(self):
@@ -209,7 +210,6 @@ cdef class Crew:
 
         ``wire_rate``: what it takes, in bytes a nanosecond; 0: unknown.
         """
-        cdef timespec until
         cdef bint patient
         pthread_mutex_lock(&self.lock)
         while job.state != JOB_DONE and not cancel.flag:
@@ -219,12 +219,7 @@ cdef class Crew:
                 job.state = JOB_DONE
                 self.hungry_at = now_ns()
                 break
-            clock_gettime(CLOCK_REALTIME, &until)
-            until.tv_nsec += 100 * 1000 * 1000 if patient else 500 * 1000
-            if until.tv_nsec >= 1000000000:
-                until.tv_nsec -= 1000000000
-                until.tv_sec += 1
-            pthread_cond_timedwait(job.done, &self.lock, &until)
+            wait_a_little(job.done, &self.lock, A_MOMENT if patient else HUNGRY_NS // 2)
         pthread_mutex_unlock(&self.lock)
 
     cdef void withdraw(self, job_t *job) noexcept nogil:

@@ -23,6 +23,7 @@ from pthread cimport (
 )
 
 from vfioflow._channel cimport (
+    A_MOMENT,
     AT_DEVICE,
     AT_DIGEST,
     AT_FRAME,
@@ -250,7 +251,7 @@ cdef class Receiver:
         cdef bint late_mark
         pthread_mutex_lock(&lane.lock)
         while (lane.offset < frame.offset or lane.busy) and not lane.ended and not self.cancel.flag:
-            wait_a_little(&lane.turn, &lane.lock)
+            wait_a_little(&lane.turn, &lane.lock, A_MOMENT)
         # On another channel, the frames behind a mark, or the end itself, may have been faster.
         late_mark = frame.kind == KIND_MARK and (
             frame.offset < lane.offset or (lane.ended and frame.offset == lane.offset)

@@ -104,15 +104,15 @@ cdef int _done(int status) except? -1:
     return status
 
 
-def probe(int fd, uint32_t index, *, bint get=False, bint set=False):
+def probe(int fd, uint32_t index, *, bint gets=False, bint sets=False):
     """Whether the device has a feature for GET, SET or both."""
     cdef vf_feature argument
     cdef uint32_t flags = index | VFIO_DEVICE_FEATURE_PROBE
     cdef int status
     memset(&argument, 0, sizeof(argument))
-    if get:
+    if gets:
         flags |= VFIO_DEVICE_FEATURE_GET
-    if set:
+    if sets:
         flags |= VFIO_DEVICE_FEATURE_SET
     with nogil:
         status = feature(fd, flags, &argument, sizeof(argument.data))

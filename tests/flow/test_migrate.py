@@ -110,7 +110,7 @@ def test_hooks_run_in_order_sync_and_async(devices):
     calls = []
 
     async def start():
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # a hook that really lets others run
         calls.append(("start", [d.state for d in destination]))
 
     def stop():

@@ -93,6 +93,11 @@ class Hand:
         finally:
             port.close()
 
+    def mtty(self) -> list[bytes]:
+        """The records of a small device's whole stream."""
+        with SimDevice("d", profile="mtty", seed=1) as source:
+            return self.records(self.save(source))
+
     def records(self, stream: bytes) -> list[bytes]:
         """The stream, cut at its records."""
         cut, at = [], 0
@@ -163,3 +168,8 @@ def stack() -> Iterator[contextlib.ExitStack]:
     """Closes what the test opened, in reverse order."""
     with contextlib.ExitStack() as stack:
         yield stack
+
+
+@pytest.fixture(params=["write", "stop"])
+def load_in(request: pytest.FixtureRequest) -> str:
+    return str(request.param)

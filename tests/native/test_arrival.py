@@ -4,6 +4,7 @@ import contextlib
 import functools
 import socket
 import struct
+from functools import partial
 
 import pytest
 import zstandard
@@ -61,9 +62,13 @@ def test_a_large_frame_is_loaded_though_nothing_follows(stack, pair, size, diges
     data = content(size, "random")
     receivers, sink = wire.receive(), drain(wire.sinks[0])
     wire.near[0].sendall(data_frame(data))
-    until(lambda: wire.into[0].offset == size)
+    until(partial(loaded, wire, size))
     finish(wire, [], receivers)
     assert sink.result() == summary(data)
+
+
+def loaded(wire, size):
+    return wire.into[0].offset == size
 
 
 @pytest.mark.parametrize("digests", [True, False], ids=["copied", "spliced"])
@@ -75,7 +80,7 @@ def test_large_frames_in_dribbles_and_a_small_one_at_the_end(stack, digests):
     for number, part in enumerate(parts):
         dribble(wire, data_frame(part, before=before), behind=len(before) + 32 * number)
         before += part
-        until(lambda: wire.into[0].offset == len(before))  # noqa: B023 (called here)
+        until(partial(loaded, wire, len(before)))
     finish(wire, [], receivers)
     assert sink.result() == summary(before)
 

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import socket
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +21,7 @@ from wire import (
     feed,
     move,
     summary,
+    until,
 )
 
 from vfioflow import _frame
@@ -350,8 +350,7 @@ def test_a_pool_without_buffers_is_a_memory_error(stack):
         for i in range(2)
     )
     holding = Thread(holder.pump, wire.out_ports[0], 10, precopy=True)
-    while not pool.in_use:
-        time.sleep(0.001)
+    until(lambda: pool.in_use)
     with pytest.raises(MemoryError, match="dev1"):
         other.pump(wire.out_ports[1], 10, precopy=True)
     wire.cancel.set()

@@ -173,7 +173,10 @@ class Thread(threading.Thread):
 
 
 def until(condition):
-    """Wait until another thread made ``condition`` true, which is certain to happen."""
+    """Wait until another thread made ``condition`` true, which is certain to happen.
+
+    What it looks at are counters of pumps that run without the GIL: nothing says when they change.
+    """
     end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end, "it never comes"

@@ -88,7 +88,7 @@ def test_cancelling_waits_for_the_changes(nothing_left):
         task = asyncio.create_task(
             barrier.cross("stop", [(d, State.STOP) for d in devices], timeout=10)
         )
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the loop, in which both changes are started
         task.cancel()
         gate.set()
         with pytest.raises(asyncio.CancelledError):

@@ -309,7 +309,7 @@ def test_the_summary_of_a_source():
         "",
         " device   profile   pre-copy   stop-copy   rounds   digest      state",
         " nic0     mlx5      90.0 MiB    10.0 MiB        3   ok          STOP",
-        " gpu0     xe               –    10.0 MiB        –   unchecked   STOP",  # noqa: RUF001
+        " gpu0     xe               –    10.0 MiB        –   unchecked   STOP",
         "",
         " Downtime 200 ms   within the limit of 300 ms, predicted 180 ms",
         " stop vCPUs   0.0 ms   0%",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -35,23 +34,23 @@ After 3, 4, 5, 6 and 130 every device runs at the source, unless the message say
 
 
 class _Group(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = import_module(f"vfioflow.cli.{cmd_name}").command
         return command
 
-    def main(  # type: ignore[override]  # the overloads tell the modes apart, this one passes on
+    def main(
         self,
-        args: Sequence[str] | None = None,
+        args: Any = None,
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,
         **extra: Any,
-    ) -> int:
+    ) -> Any:
         """Run a command; what goes wrong by a user's doing ends in one clear line and a code."""
         try:
             result = super().main(

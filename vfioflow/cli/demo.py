@@ -9,9 +9,9 @@ import re
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from importlib.resources import as_file, files
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -153,7 +153,8 @@ class Child:
         self.report: dict[str, Any] | None = None
 
     async def __aenter__(self) -> Child:
-        try:
+        async with AsyncExitStack() as undo:
+            undo.push_async_exit(self.__aexit__)
             await finish(self._start())
             assert self._lines is not None
             listening = asyncio.ensure_future(self._listening.wait())
@@ -161,17 +162,10 @@ class Child:
             listening.cancel()
             if not self._listening.is_set():
                 raise PeerLost(f"the destination's process ended: {self._last_words}")
-        except BaseException:
-            await finish(self._end())
-            raise
+            undo.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await finish(self._end())
 
     async def _start(self) -> None:

@@ -7,6 +7,7 @@ A new kind adds a :class:`Kind` to :data:`KINDS`.
 from __future__ import annotations
 
 import tomllib
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,7 @@ def load_devices(path: str | Path, *, seed: int = 0) -> list[Device]:
         raise ConfigError(f"{path}: lists no device; write each as a table [[device]]")
     devices: list[Device] = []
     kinds: dict[str, list[Device]] = {}
-    try:
+    with ExitStack() as undo:
         for number, table in enumerate(tables, 1):
             try:
                 kind, device = _make(table, {d.name for d in devices}, seed)
@@ -132,6 +133,7 @@ def load_devices(path: str | Path, *, seed: int = 0) -> list[Device]:
                 name = table.get("name") if isinstance(table, dict) else None
                 label = name if isinstance(name, str) and name else f"number {number}"
                 raise ConfigError(f"{path}: device {label}: {error}") from None
+            undo.callback(device.close)
             devices.append(device)
             kinds.setdefault(kind, []).append(device)
         for kind, members in kinds.items():
@@ -139,10 +141,7 @@ def load_devices(path: str | Path, *, seed: int = 0) -> list[Device]:
                 KINDS[kind].connect(members)
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from None
-    except BaseException:
-        for device in devices:
-            device.close()
-        raise
+        undo.pop_all()
     return devices
 
 

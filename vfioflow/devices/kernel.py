@@ -7,21 +7,20 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 from vfioflow import _vfio
 from vfioflow._fdio import Port
 from vfioflow.devices.base import DeviceInfo, PrecopyInfo
 from vfioflow.devices.host import HostDevice, discover, find
+from vfioflow.devices.opening import may, open_cdev, open_group
 from vfioflow.devices.quirks import Quirks, quirks_of
 from vfioflow.errors import ConfigError, DeviceError
 from vfioflow.states import Flags, State, path
 
-__all__ = ["DirtyLog", "KernelDevice", "discover"]
+__all__ = ["KernelDevice", "discover"]
 
 log = logging.getLogger("vfioflow")
 
@@ -117,7 +116,7 @@ class KernelDevice:
             raise ConfigError(f'how={how!r}: must be "auto", "cdev" or "group"')
         iommufd = Path(dev, "iommu")
         if how == "auto":
-            how = "cdev" if host.cdev and _may(host.cdev) and _may(iommufd) else "group"
+            how = "cdev" if host.cdev and may(host.cdev) and may(iommufd) else "group"
         with ExitStack() as opened:
             if how == "cdev":
                 if not host.cdev:
@@ -125,12 +124,12 @@ class KernelDevice:
                         f"device {host.name} has no character device of its own; its kernel"
                         " lacks CONFIG_VFIO_DEVICE_CDEV, or its driver is no VFIO driver"
                     )
-                fd = _open_cdev(opened, name, host.cdev, iommufd, attach=attach)
+                fd = open_cdev(opened, name, host.cdev, iommufd, attach=attach)
             else:
                 if not host.group:
                     reason = host.why_not or "it has no group"
                     raise ConfigError(f"device {host.name} cannot be opened by group: {reason}")
-                fd = _open_group(opened, name, host, Path(dev, "vfio", "vfio"))
+                fd = open_group(opened, name, host, Path(dev, "vfio", "vfio"))
             device = cls(fd, name=name, host=host, reinit=reinit)
             device._keep = opened.pop_all()
         return device
@@ -187,11 +186,11 @@ class KernelDevice:
             raise DeviceError(
                 name, "receive its fd", errno.EPROTO, f"the message has {len(fds)} fds, not one"
             )
-        try:
-            return cls.from_fd(fds[0], name=name, driver=driver, reinit=reinit)
-        except BaseException:
-            os.close(fds[0])
-            raise
+        with ExitStack() as undo:
+            undo.callback(os.close, fds[0])
+            device = cls.from_fd(fds[0], name=name, driver=driver, reinit=reinit)
+            undo.pop_all()
+        return device
 
     # ------------------------------------------------------------------ facts
 
@@ -378,12 +377,7 @@ class KernelDevice:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _ensure_open(self, action: str) -> None:
@@ -392,149 +386,6 @@ class KernelDevice:
 
     def _failed(self, action: str, error: OSError) -> DeviceError:
         return DeviceError(self._name, action, error.errno or errno.EIO)
-
-
-class DirtyLog:
-    """The pages to which a device has written, by the device's own logging.
-
-    ::
-
-        with DirtyLog(device) as log:
-            log.start([(0, 1 << 30)], page_size=4096)
-            bitmap = log.report(0, 1 << 30)
-
-    Independent of the migration state; a device has one log at a time.  After an error treat every
-    page as dirty.
-    """
-
-    def __init__(self, device: KernelDevice) -> None:
-        self._device = device
-        self._page_size = 0
-
-    @property
-    def supported(self) -> bool:
-        """Whether the device has a log."""
-        fd = self._device.fileno()
-        return _vfio.probe(fd, _vfio.FEATURE_DMA_LOGGING_START, set=True)
-
-    @property
-    def page_size(self) -> int:
-        """What the device chose; 0 while nothing is logged."""
-        return self._page_size
-
-    def start(self, ranges: Sequence[tuple[int, int]], page_size: int = 4096) -> int:
-        """Log writes to ``ranges`` of (iova, length), which may not overlap; at most 256 or so.
-
-        ``page_size`` is a wish.  Returns the page size that the device chose.
-        """
-        try:
-            chosen = _vfio.logging_start(self._device.fileno(), ranges, page_size)
-        except OSError as error:
-            raise self._failed("start DMA logging", error) from error
-        self._page_size = chosen or page_size
-        return self._page_size
-
-    def report(self, iova: int, length: int, page_size: int = 0) -> bytes:
-        """One bit per page from ``iova`` on, lowest bit first: 1 for written to since last asked.
-
-        Asking clears.  ``page_size`` defaults to that of :meth:`start`.  Whole 64-bit words.
-        """
-        size = page_size or self._page_size
-        if size <= 0 or length <= 0:
-            raise DeviceError(
-                self._device.name, "report DMA", errno.EINVAL, "start the log; give a length"
-            )
-        bitmap = bytearray((-(-length // size) + 63) // 64 * 8)
-        try:
-            _vfio.logging_report(self._device.fileno(), iova, length, size, bitmap)
-        except OSError as error:
-            raise self._failed("report DMA", error) from error
-        return bytes(bitmap)
-
-    def stop(self) -> None:
-        """End the log.  Nothing while there is none."""
-        if not self._page_size:
-            return
-        self._page_size = 0
-        try:
-            _vfio.logging_stop(self._device.fileno())
-        except OSError as error:
-            raise self._failed("stop DMA logging", error) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def _failed(self, action: str, error: OSError) -> DeviceError:
-        return DeviceError(self._device.name, action, error.errno or errno.EIO)
-
-
-def _may(path: str | Path) -> bool:
-    return os.access(path, os.R_OK | os.W_OK)
-
-
-def _open(opened: ExitStack, name: str, path: str | Path) -> int:
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        code = error.errno or errno.EIO
-        advice = {
-            errno.EBUSY: "somebody else has it open",
-            errno.EACCES: "its owner is root by default: see the udev rules in docs/kernel.md",
-            errno.ENOENT: "this kernel does not offer it, or its module is not loaded",
-        }
-        raise DeviceError(name, f"open {path}", code, advice.get(code, "")) from error
-    opened.callback(os.close, fd)
-    return fd
-
-
-def _open_cdev(opened: ExitStack, name: str, cdev: str, iommufd: Path, *, attach: bool) -> int:
-    owner = _open(opened, name, iommufd)
-    fd = _open(opened, name, cdev)
-    step = f"bind {cdev} to {iommufd}"
-    try:
-        _vfio.bind_iommufd(fd, owner)
-        if attach:
-            step = f"attach {cdev} to an address space"
-            _vfio.attach_ioas(fd, _vfio.ioas_alloc(owner))
-    except OSError as error:
-        code = error.errno or errno.EIO
-        busy = "somebody else has it open" if code in (errno.EINVAL, errno.EBUSY) else ""
-        raise DeviceError(name, step, code, busy) from error
-    return fd
-
-
-def _open_group(opened: ExitStack, name: str, host: HostDevice, container_path: Path) -> int:
-    container = _open(opened, name, container_path)
-    group = _open(opened, name, host.group)
-    step = f"use {container_path}"
-    try:
-        if not _vfio.check_container(container):
-            raise DeviceError(name, step, errno.EOPNOTSUPP, "it has no type 1 IOMMU")
-        if not _vfio.group_viable(group):
-            raise DeviceError(
-                name,
-                f"use {host.group}",
-                errno.EPERM,
-                "other devices of its IOMMU group are bound to drivers that are not VFIO's",
-            )
-        step = f"put {host.group} into a container"
-        _vfio.group_set_container(group, container)
-        step = f"take the device from {host.group}"
-        fd = _vfio.group_get_device(group, host.name.encode())
-    except DeviceError:
-        raise
-    except OSError as error:
-        raise DeviceError(name, step, error.errno or errno.EIO) from error
-    opened.callback(os.close, fd)
-    return fd
 
 
 def _driver_of(fd: int) -> str:

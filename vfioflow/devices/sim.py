@@ -11,6 +11,7 @@ import errno
 import os
 import threading
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,6 @@ from vfioflow.states import ARCS, SAVING, State, opens_data_fd, path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
 
 __all__ = [
     "Fabric",
@@ -93,11 +93,10 @@ class SimDevice:
         self._core = self._make_core(seed, faults)
         self._closed = False
         if fabric is not None:
-            try:
+            with ExitStack() as undo:
+                undo.callback(self.close)
                 fabric.add(self)
-            except BaseException:
-                self.close()
-                raise
+                undo.pop_all()
 
     def _make_core(self, seed: int, faults: Sequence[Fault]) -> _sim.SimCore:
         p = self._profile
@@ -134,12 +133,7 @@ class SimDevice:
     def __enter__(self) -> SimDevice:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -188,15 +182,13 @@ class SimDevice:
                 raise DeviceError(self._name, f"{start} -> {state}", errno.EINVAL)
             released = self._core.released
             data_fd = -1
-            try:
+            with ExitStack() as undo:
                 for stop in path(self._flags, start, state):
                     opened = self._arc(self.state, stop, released)
                     if opened >= 0:
                         data_fd = opened
-            except BaseException:
-                if data_fd >= 0:
-                    os.close(data_fd)
-                raise
+                        undo.callback(os.close, data_fd)
+                undo.pop_all()
             return data_fd
 
     def _arc(self, start: State, end: State, released: int) -> int:

@@ -11,6 +11,7 @@ import enum
 import os
 import socket
 import struct
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -89,19 +90,17 @@ async def connect(address: Address, preamble: Preamble, timeout: float) -> socke
         async with asyncio.timeout(timeout):
             found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
             for family, kind, proto, _, where in found:
-                sock = socket.socket(family, kind, proto)
-                try:
-                    _tune(sock)
-                    await loop.sock_connect(sock, where)
-                    await loop.sock_sendall(sock, preamble.pack())
-                except OSError as error:
-                    sock.close()
-                    problem = error
-                except BaseException:
-                    sock.close()
-                    raise
-                else:
-                    return sock
+                with ExitStack() as undo:
+                    sock = undo.enter_context(socket.socket(family, kind, proto))
+                    try:
+                        _tune(sock)
+                        await loop.sock_connect(sock, where)
+                        await loop.sock_sendall(sock, preamble.pack())
+                    except OSError as error:
+                        problem = error
+                    else:
+                        undo.pop_all()
+                        return sock
     except TimeoutError:
         problem = f"no answer within {timeout:g} s"
     except socket.gaierror as error:

@@ -292,7 +292,7 @@ def collect_modules(out: Path, root: Path, release: str) -> None:
 def initramfs(out: Path, control: Path) -> Path:
     """Busybox, our init, and the modules."""
     tree = control / "initramfs"
-    for folder in ["bin", "proc", "sys", "dev", "host", "ctl", "layer", "root"]:
+    for folder in ["bin", "proc", "sys", "dev", "host", "ctl", "layer", "new"]:
         (tree / folder).mkdir(parents=True)
     shutil.copy("/bin/busybox", tree / "bin/busybox")
     shutil.copy(HERE / "init", tree / "init")
