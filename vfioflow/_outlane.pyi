@@ -19,8 +19,6 @@ class OutLane:
     offset: int
     wire_bytes: int
     frames: int
-    read_ns: int
-    send_ns: int
     digest: int
     balance: Balance | None
 

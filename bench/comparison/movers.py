@@ -229,9 +229,8 @@ def _await_port(programs: list[Program], port: int) -> None:
                         fields = line.split()
                         if fields[1].endswith(wanted) and fields[3] == "0A":
                             return
-        time.sleep(
-            0.002
-        )  # /proc tells nobody when it changes, and to connect would take the place of the sender
+        # /proc tells nobody when it changes, and to connect would take the sender's place.
+        time.sleep(0.002)
     for program in programs:
         program.interrupt()
         program.finish()

@@ -19,8 +19,6 @@ cdef class OutLane:
     cdef readonly uint64_t offset
     cdef readonly uint64_t wire_bytes
     cdef readonly uint64_t frames
-    cdef readonly uint64_t read_ns
-    cdef readonly uint64_t send_ns
     cdef readonly uint32_t digest
     cdef readonly Balance balance
     cdef bint digests

@@ -209,16 +209,13 @@ cdef class OutLane:
                   fault_t *fault) noexcept nogil:
         """Read a chunk and send it, or give it to the crew and send what came back.  0 or -errno."""
         cdef int64_t before = now_ns()
-        cdef int64_t between
         cdef size_t want = min(budget[0], self.pool.size)
         cdef ssize_t n = self.pages_there(port, want, precopy, source) if self.may_send_pages(port) else -1
         cdef bint unseen = n >= 0
         cdef int status = 0
         if not unseen:
             n = self.fill(port, want, precopy, source)
-        between = now_ns()
-        self.last_read_ns = between - before
-        self.read_ns += self.last_read_ns
+        self.last_read_ns = now_ns() - before
         if self.cancel.flag:    # the session may be long over: its sockets are not ours any more
             return 0
         if n > 0:
@@ -230,7 +227,6 @@ cdef class OutLane:
         while (status == 0 and self.job_count > 0 and not self.cancel.flag
                and self.crew.finished(&self.jobs[self.first_job])):
             status = self.send_first_job(fault)
-        self.send_ns += now_ns() - between
         return status
 
     cdef bint has_room(self) noexcept nogil:
@@ -370,6 +366,9 @@ cdef class OutLane:
         job.size = size
         job.done = &self.job_done
         job.state = JOB_DONE
+        job.read_ns = self.last_read_ns
+        job.explore = packing and self.explore
+        job.ns[0] = 0
         self.job_count += 1
         if all_zero(<const char *> self.buffer, size):
             job.kind = KIND_ZERO
@@ -382,9 +381,6 @@ cdef class OutLane:
         self.buffer = NULL
         if packing:
             job.level = self.crew.level if self.balance is None else self.balance.level
-            job.explore = self.explore
-            job.ns[0] = 0
-            job.read_ns = self.last_read_ns
             self.explore = False
             self.crew.submit(job)
         return 0
