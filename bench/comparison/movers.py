@@ -32,9 +32,6 @@ NULL = subprocess.DEVNULL
 LIMIT = 120.0
 """Seconds after which a run is given up."""
 
-MAX_CHANNELS = 8
-"""What the policy chooses at most."""
-
 
 @dataclass(frozen=True, slots=True)
 class Moved:
@@ -131,8 +128,7 @@ class Announcing:
 
 
 def _all(fds: list[int]) -> list[str]:
-    channels = str(min(len(fds), MAX_CHANNELS))
-    return ["--channels", channels, "--fds", ",".join(map(str, fds))]
+    return ["--fds", ",".join(map(str, fds))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,15 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from processes import running
+
+from comparison.wires import Veth, why_no_veth
 
 MIB = 1 << 20
 
@@ -32,51 +32,20 @@ seed = 2
 """
 
 
-def ip(*words):
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-@contextmanager
-def two_hosts():
-    """Two network namespaces with a wire between them: (name, address) of each."""
-    names = [f"vfioflow-{os.getpid()}-{side}" for side in "ab"]
-    ends = [f"vff{os.getpid() % 100000}{side}" for side in "ab"]
-    addresses = ["10.88.0.1", "10.88.0.2"]
-    made = []
-    try:
-        for name in names:
-            ip("netns", "add", name)
-            made.append(name)
-        ip("link", "add", ends[0], "netns", names[0], "type", "veth",
-           "peer", "name", ends[1], "netns", names[1])  # fmt: skip
-        for name, end, address in zip(names, ends, addresses, strict=True):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", end)
-            ip("-n", name, "link", "set", end, "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        yield list(zip(names, addresses, strict=True))
-    finally:
-        for name in made:
-            ip("netns", "delete", name)
-
-
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("ip") is None,
-    reason="network namespaces need root and iproute2",
-)
+@pytest.mark.skipif(why_no_veth() is not None, reason=str(why_no_veth()))
 def test_the_demo_set_between_two_network_namespaces():
     devices = files("vfioflow.cli").joinpath("demo.toml")
-    with two_hosts() as [(near, _), (far, address)]:
-        enter = ("ip", "netns", "exec")
+    with Veth() as veth:
         with running(
-            "receive", "--devices", devices, "--listen", f"tcp://{address}:0", "--json",
-            prefix=(*enter, far),
+            "receive", "--devices", devices, "--listen", f"tcp://{veth.host}:0", "--json",
+            prefix=veth.receiving([]),
         ) as receive:  # fmt: skip
             listening = receive.wait_for("listening on ").split()[-1]
-            assert listening.startswith(f"tcp://{address}:")
+            assert listening.startswith(f"tcp://{veth.host}:")
             with running(
                 "send", "--devices", devices, "--to", listening, "--json",
                 "--on-no-convergence=switchover", "--precopy-timeout=20s",
-                prefix=(*enter, near),
+                prefix=veth.sending([]),
             ) as send:  # fmt: skip
                 code, report = send.report()
             assert (code, report["outcome"]) == (0, "completed"), send.log
