@@ -17,63 +17,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from comparison import compressed, movers, plot, quick, raw, reference, scale, tables
+from comparison import commandline, compressed, movers, plot, quick, raw, reference, scale, tables
 from comparison.facts import facts, load
 from comparison.rounds import Cell
 from comparison.stage import Stage
 from comparison.summary import GIB
 from comparison.wires import Wires
 
-DEFAULTS = {"raw": (4.0, 7), "compressed": (4.0, 5), "scale": (32.0, 3), "quick": (1.0, 3)}
-"""GiB and rounds of each comparison."""
-
 SCALE_BASE = 4 * GIB
 SCALE_DEVICES = 16
 """The state for each number of devices, and the devices for each size of state."""
 
 PEERS_SIZE = 1 * GIB
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    result.add_argument(
-        "what",
-        choices=tuple(DEFAULTS),
-        help="raw: as it is; compressed: what auto chooses; scale: real migrations; "
-        "quick: a few of each against stored ratios",
-    )
-    result.add_argument(
-        "--gib",
-        type=float,
-        help="GiB in a run, all devices together (compressed, scale: in the largest run)",
-    )
-    result.add_argument("--rounds", type=int, help="interleaved rounds")
-    result.add_argument("--json", type=Path, metavar="FILE", help="write every single run there")
-    result.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture (.svg, .png)")
-    result.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="WORDS",
-        help='only cells with all these words, such as "pipe loopback 16"; may be repeated',
-    )
-    result.add_argument(
-        "--store", action="store_true", help="quick: make these ratios the reference"
-    )
-    return result
-
-
-def stop(number: int, *_: object) -> NoReturn:
-    """Leave every context on the way out, so that namespaces and processes go."""
-    sys.exit(128 + number)
 
 
 @contextmanager
@@ -103,7 +63,7 @@ def stage(only: list[str]) -> Iterator[Stage]:
 
 def measure(options: argparse.Namespace, shown: Console, result: dict[str, Any]) -> bool:
     """Run what was asked for, print it, and put it into ``result``; whether all is well."""
-    gib, rounds = DEFAULTS[options.what]
+    gib, rounds = commandline.DEFAULTS[options.what]
     size, rounds = int((options.gib or gib) * GIB), options.rounds or rounds
     machine = f"{result['machine']['cpu']}, {result['machine']['cores']} cores, {rounds} rounds"
     cells: list[Cell] = []
@@ -153,8 +113,8 @@ def measure(options: argparse.Namespace, shown: Console, result: dict[str, Any])
 
 def main() -> int:
     """Run one comparison; 1 when vfioflow failed or became slower."""
-    options = parser().parse_args()
-    signal.signal(signal.SIGTERM, stop)
+    options = commandline.parser(__doc__).parse_args()
+    signal.signal(signal.SIGTERM, commandline.stop)
     shown = Console() if sys.stdout.isatty() else Console(width=120)
     result: dict[str, Any] = {
         "what": options.what,

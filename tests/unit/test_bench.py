@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from comparison import reference, wires
+from comparison import commandline, reference, wires
 from comparison.content import KINDS, Content
 from comparison.ends import DEVNULL, MEMFD, PIPE, Ends
 from comparison.movers import Moved, Piped, build_loop, loops, peers
 from comparison.programs import ProgramFailed, Programs
 from comparison.reference import Ratio
 from comparison.rounds import Cell, interleave, order
+from comparison.stage import Stage
 from comparison.summary import GIB, Run, best, summarize
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -223,11 +224,9 @@ def test_the_namespaces_go_with_the_veth():
 @needs_root
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_the_namespaces_go_with_the_process(end):
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("qemu.qmp")
     program = (
-        "import signal; import compare; from comparison import wires\n"
-        "signal.signal(signal.SIGTERM, compare.stop)\n"
+        "import signal; from comparison import commandline, wires\n"
+        "signal.signal(signal.SIGTERM, commandline.stop)\n"
         "with wires.Wires() as some:\n"
         "    print(some.why_not, flush=True); signal.pause()\n"
     )
@@ -246,20 +245,15 @@ def test_the_namespaces_go_with_the_process(end):
 
 
 def test_the_command_line():
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("qemu.qmp")
-    import compare
-
-    options = compare.parser().parse_args(["raw", "--gib", "0.5", "--only", "a b", "--only", "c"])
+    options = commandline.parser(None).parse_args(
+        ["raw", "--gib", "0.5", "--only", "a b", "--only", "c"]
+    )
     assert (options.what, options.gib, options.only) == ("raw", 0.5, ["a b", "c"])
     with pytest.raises(SystemExit):
-        compare.parser().parse_args(["everything"])
+        commandline.parser(None).parse_args(["everything"])
 
 
 def test_only_chooses_cells():
-    pytest.importorskip("qemu.qmp")
-    from comparison.stage import Stage
-
     stage = Stage("", wires.Wires(), print, print, print, only=["memfd veth 16", "pipe"])
     assert stage.wants("memfd, /dev/null, veth, 16")
     assert stage.wants("pipe memfd loopback 1")
