@@ -10,7 +10,6 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 from vfioflow import admission, barrier, events, precopy
@@ -36,7 +35,10 @@ from vfioflow.session import Session
 from vfioflow.states import Flags, State
 from vfioflow.threads import finish, in_thread
 from vfioflow.wire import messages
-from vfioflow.wire.connection import TOKEN_SIZE, Control, Preamble
+from vfioflow.wire.control import Control
+from vfioflow.wire.greeting import answer
+from vfioflow.wire.keys import Keys
+from vfioflow.wire.opening import Preamble
 
 __all__ = ["Destination"]
 
@@ -80,7 +82,7 @@ class Destination(Session):
         report = Report(role="destination", outcome="failed", peer=str(self._control.peer))
         super().__init__(devices, report, policy=policy, hooks=hooks, observer=observer)
         self._lanes: list[_Lane] = []
-        self._token = secrets.token_bytes(TOKEN_SIZE)
+        self._keys: Keys | None = None
         self._sockets: list[socket.socket | None] = []
         self._all_here = asyncio.Event()
         self._in: Inbound | None = None
@@ -118,16 +120,7 @@ class Destination(Session):
         """HELLO, both ways; then the OFFER."""
         self._enter(Phase.CONNECT)
         limit = self._policy.connect_timeout
-        hello = await self._control.expect(messages.Hello, timeout=limit, what="its greeting")
-        hello.check()
-        self.report.session = hello.session
-        await self._control.send(
-            messages.Hello(
-                version=messages.VERSION,
-                software=f"vfioflow {version('vfioflow')}",
-                session=hello.session,
-            )
-        )
+        self.report.session, self._keys = await answer(self._control, limit)
         return await self._control.expect(
             messages.Offer, timeout=self._policy.stall_timeout, what="its offer"
         )
@@ -166,9 +159,7 @@ class Destination(Session):
     async def _open_channels(self, offer: messages.Offer) -> None:
         """ACCEPT; then the data connections arrive by way of the listener."""
         self._sockets = [None] * offer.channels
-        await self._control.send(
-            messages.Accept(token=self._token, load_seconds=self._expected_seconds())
-        )
+        await self._control.send(messages.Accept(load_seconds=self._expected_seconds()))
         here = asyncio.create_task(self._all_here.wait())
         waited: set[asyncio.Future[Any]] = {here, self._control.failure}
         try:
@@ -193,9 +184,15 @@ class Destination(Session):
 
     def take_channel(self, preamble: Preamble, sock: socket.socket) -> bool:
         """Take a data connection if it is this session's and still missing."""
-        if not secrets.compare_digest(preamble.token, self._token):
+        if self._keys is None or not secrets.compare_digest(
+            preamble.token, self._keys.token(preamble.role, preamble.channel, preamble.attempt)
+        ):
             return False
-        if preamble.channel >= len(self._sockets) or self._sockets[preamble.channel] is not None:
+        if (
+            preamble.attempt
+            or preamble.channel >= len(self._sockets)
+            or self._sockets[preamble.channel] is not None
+        ):
             return False
         self._sockets[preamble.channel] = sock
         if None not in self._sockets:

@@ -18,7 +18,7 @@ from vfioflow.hooks import Hooks
 from vfioflow.policy import Policy
 from vfioflow.report import Report
 from vfioflow.wire.address import Address, bind
-from vfioflow.wire.connection import Preamble, Role, read_preamble, send_preamble
+from vfioflow.wire.opening import Preamble, Role, read_preamble, send_all
 
 __all__ = ["Listener", "listen"]
 
@@ -162,7 +162,7 @@ class Listener:
                 owned.callback(sock.close)
                 preamble = await read_preamble(sock, self._policy.connect_timeout)
                 if preamble.role is Role.CONTROL:
-                    await send_preamble(sock, Preamble(Role.CONTROL))
+                    await send_all(sock, Preamble(Role.CONTROL).pack())
                     await self._waiting.put(sock)
                 elif self._session is None or not self._session.take_channel(preamble, sock):
                     raise ProtocolError("a data connection that belongs to no session here")

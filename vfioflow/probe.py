@@ -9,7 +9,7 @@ from vfioflow.policy import Policy
 from vfioflow.rounds import Drive
 from vfioflow.threads import in_thread
 from vfioflow.wire import messages
-from vfioflow.wire.connection import Control
+from vfioflow.wire.control import Control
 
 __all__ = ["Probe"]
 

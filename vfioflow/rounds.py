@@ -18,7 +18,7 @@ from vfioflow.precopy import Bandwidth, Decision, Move, Pending, Round, Verdict
 from vfioflow.states import Flags, State, quiesced
 from vfioflow.threads import in_thread
 from vfioflow.wire import messages
-from vfioflow.wire.connection import Control
+from vfioflow.wire.control import Control
 
 __all__ = ["Drive", "Lane", "Rounds", "ask_sizes", "source_seconds"]
 

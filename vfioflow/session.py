@@ -14,7 +14,7 @@ from vfioflow.hooks import Hooks
 from vfioflow.policy import Policy
 from vfioflow.report import Report
 from vfioflow.wire import messages
-from vfioflow.wire.connection import Control
+from vfioflow.wire.control import Control
 
 __all__ = ["Session"]
 

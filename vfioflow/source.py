@@ -7,7 +7,6 @@ import errno
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import TypeVar
 
 from vfioflow import admission, barrier, events
@@ -38,7 +37,10 @@ from vfioflow.states import SAVING, Flags, State, quiesced
 from vfioflow.threads import finish, in_thread, settle
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
-from vfioflow.wire.connection import Control, Preamble, Role, connect, read_preamble
+from vfioflow.wire.control import Control
+from vfioflow.wire.greeting import greet
+from vfioflow.wire.keys import Keys
+from vfioflow.wire.opening import Preamble, Role, connect, read_preamble
 
 __all__ = ["Source", "migrate"]
 
@@ -103,6 +105,7 @@ class Source(Session):
         super().__init__(devices, report, policy=policy, hooks=hooks or Hooks(), observer=observer)
         self._lanes = [Lane(device) for device in devices]
         self._control: Control | None = None
+        self._keys: Keys | None = None
         self._out: Outbound | None = None
         self._bandwidth = Bandwidth()
         self._round_trip = 0.0
@@ -167,18 +170,11 @@ class Source(Session):
         finally:
             if self._control is None:
                 sock.close()
-        await self._control.send(
-            messages.Hello(
-                version=messages.VERSION,
-                software=f"vfioflow {version('vfioflow')}",
-                session=self.report.session,
-            )
-        )
-        hello = await self._control.expect(messages.Hello, timeout=limit, what="its greeting")
-        hello.check()
+        self._keys = await greet(self._control, self.report.session, limit)
 
     async def _offer(self) -> None:
-        """OFFER the set; ACCEPT brings the token that opens the data connections."""
+        """OFFER the set; once it is accepted, open the data connections."""
+        assert self._keys is not None
         self._enter(Phase.SET_UP)
         control, policy = self._peer, self._policy
         channels = policy.channel_count(len(self._lanes))
@@ -209,7 +205,8 @@ class Source(Session):
         sockets = []
         try:
             for number in range(channels):
-                preamble = Preamble(Role.DATA, number, answer.token)
+                token = self._keys.token(Role.DATA, number, 0)
+                preamble = Preamble(Role.DATA, number, token)
                 sockets.append(await connect(self._address, preamble, policy.connect_timeout))
             ready = await control.expect(
                 messages.Ready, timeout=policy.connect_timeout, what="word that it is ready"

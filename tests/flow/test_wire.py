@@ -23,7 +23,7 @@ from vfioflow import (
 from vfioflow import migrate as api_migrate
 from vfioflow.devices.sim import ledger
 from vfioflow.events import BarrierPassed
-from vfioflow.wire.connection import Preamble, Role
+from vfioflow.wire.opening import Preamble, Role
 
 S = State
 
@@ -141,12 +141,12 @@ async def fake_server(answer: bytes, *, close: bool = True):
         (b"VFIOFLOW", PeerLost, "closed the connection"),
         (b"VFIOFLOW\x09\x00\x01" + bytes(21), ProtocolError, "version 9"),
         (
-            Preamble(Role.CONTROL).pack() + struct.pack("<I", 2**31),
+            Preamble(Role.CONTROL).pack() + struct.pack("<II", 2**31, 0),
             ProtocolError,
             "control message of 2147483648 bytes",
         ),
         (
-            Preamble(Role.CONTROL).pack() + struct.pack("<I", 4) + b"\xff\xff\xff\xff",
+            Preamble(Role.CONTROL).pack() + struct.pack("<II", 4, 0) + b"\xff\xff\xff\xff",
             ProtocolError,
             "control message that is none",
         ),

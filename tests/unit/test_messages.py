@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vfioflow.errors import ConfigError, ProtocolError
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address, bind
-from vfioflow.wire.connection import Preamble, Role
+from vfioflow.wire.opening import MAX_ATTEMPT, Preamble, Role
 
 text = st.text(max_size=20)
 size = st.integers(0, 2**63 - 1)
@@ -21,7 +21,13 @@ devices = st.builds(
     size=st.none() | size,
 )
 some_message = st.one_of(
-    st.builds(messages.Hello, version=st.integers(0, 99), software=text, session=text),
+    st.builds(
+        messages.Hello,
+        version=st.integers(0, 99),
+        software=text,
+        session=text,
+        nonce=st.binary(max_size=40),
+    ),
     st.builds(
         messages.Offer,
         devices=st.lists(devices, max_size=3),
@@ -29,7 +35,7 @@ some_message = st.one_of(
         chunk_size=size,
         digests=st.booleans(),
     ),
-    st.builds(messages.Accept, token=st.binary(max_size=16), load_seconds=st.floats(0, 100)),
+    st.builds(messages.Accept, load_seconds=st.floats(0, 100)),
     st.builds(messages.Refuse, reasons=st.dictionaries(text, text, max_size=3)),
     st.builds(messages.Ready, splice=st.booleans()),
     st.builds(messages.Probe, size=size),
@@ -81,9 +87,16 @@ def test_wrong_messages_are_refused(data):
         messages.decode(data)
 
 
-@given(st.sampled_from(Role), st.integers(0, 2**32 - 1), st.binary(min_size=16, max_size=16))
-def test_preamble_round_trip(role, channel, token):
-    preamble = Preamble(role, channel, token)
+@given(
+    st.builds(
+        Preamble,
+        st.sampled_from(Role),
+        st.integers(0, 2**32 - 1),
+        st.binary(min_size=16, max_size=16),
+        st.integers(0, MAX_ATTEMPT),
+    )
+)
+def test_preamble_round_trip(preamble):
     data = preamble.pack()
     assert len(data) == 32
     assert data[:8] == b"VFIOFLOW"
@@ -96,8 +109,8 @@ def test_preamble_round_trip(role, channel, token):
         (b"GET / HTTP/1.1\r\nHost: example\r\n\r\n"[:32], "wrong magic"),
         (bytes(32), "wrong magic"),
         (b"VFIOFLOW" + b"\x63\x00\x01" + bytes(21), "speaks version 99"),
-        (b"VFIOFLOW" + b"\x01\x00\x00" + bytes(21), "unknown purpose"),
-        (b"VFIOFLOW" + b"\x01\x00\x07" + bytes(21), "unknown purpose"),
+        (b"VFIOFLOW" + b"\x02\x00\x00" + bytes(21), "unknown purpose"),
+        (b"VFIOFLOW" + b"\x02\x00\x07" + bytes(21), "unknown purpose"),
     ],
 )
 def test_other_preambles_are_named(data, what):

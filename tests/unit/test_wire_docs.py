@@ -9,7 +9,8 @@ import pytest
 from vfioflow import _frame
 from vfioflow.destination import MAX_CHANNELS
 from vfioflow.wire import messages
-from vfioflow.wire.connection import MAX_MESSAGE, Preamble, Role
+from vfioflow.wire.control import MAX_MESSAGE
+from vfioflow.wire.opening import Preamble, Role
 
 TEXT = (Path(__file__).parents[2] / "docs" / "wire-protocol.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```hex (\S+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
@@ -26,7 +27,7 @@ EXAMPLES = {name: _bytes(block) for name, block in BLOCKS}
 
 def _control(message) -> bytes:
     data = messages.encode(message)
-    return struct.pack("<I", len(data)) + data
+    return struct.pack("<II", len(data), 3) + data
 
 
 def _frames() -> dict[str, bytes]:
@@ -60,7 +61,7 @@ def test_the_code_sends_these_bytes(name):
 
 def test_the_code_takes_these_bytes():
     assert Preamble.unpack(EXAMPLES["data-preamble"]) == Preamble(Role.DATA, 3, TOKEN)
-    assert messages.decode(EXAMPLES["probe"][4:]) == messages.Probe(size=256 * 1024)
+    assert messages.decode(EXAMPLES["probe"][8:]) == messages.Probe(size=256 * 1024)
     kinds = {
         name: _frame.unpack(EXAMPLES[name][:32], CHUNK, CHUNK)[:5]
         for name in ("raw-frame", "zero-frame", "end-frame")

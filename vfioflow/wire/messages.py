@@ -18,6 +18,7 @@ __all__ = [
     "Loaded",
     "LoadedDevice",
     "Message",
+    "NONCE_SIZE",
     "Offer",
     "OfferedDevice",
     "Probe",
@@ -32,8 +33,10 @@ __all__ = [
     "encode",
 ]
 
-VERSION = 1
+VERSION = 2
 """The wire protocol's version; both sides must speak the same."""
+
+NONCE_SIZE = 32
 
 
 class _Message(
@@ -47,15 +50,18 @@ class Hello(_Message, frozen=True, tag="hello"):
 
     version: int
     software: str
-    session: str = ""
+    session: str
+    nonce: bytes
 
     def check(self) -> None:
-        """Raise ProtocolError unless the peer speaks this version."""
+        """Raise ProtocolError unless the peer speaks this version, and with a nonce of 32 bytes."""
         if self.version != VERSION:
             raise ProtocolError(
                 f"the peer ({self.software}) speaks version {self.version} of the protocol, this"
                 f" side {VERSION}: install the same vfioflow on both"
             )
+        if len(self.nonce) != NONCE_SIZE:
+            raise ProtocolError(f"the peer's greeting has a nonce of {len(self.nonce)} bytes")
 
 
 class OfferedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,11 +86,9 @@ class Offer(_Message, frozen=True, tag="offer"):
 class Accept(_Message, frozen=True, tag="accept"):
     """Destination to source: all devices match and are RESUMING.
 
-    ``token`` opens the data connections.  ``load_seconds`` is what the destination expects from
-    the end of the data to RUNNING.
+    ``load_seconds`` is what the destination expects from the end of the data to RUNNING.
     """
 
-    token: bytes
     load_seconds: float
 
 

@@ -1,0 +1,193 @@
+"""The control connection of a session: typed messages, in order, both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+from vfioflow.errors import PeerLost, ProtocolError, RemoteError
+from vfioflow.wire import messages
+from vfioflow.wire.address import Address
+from vfioflow.wire.opening import in_words, read_exactly, send_all
+
+__all__ = ["Control", "MAX_MESSAGE"]
+
+_HEAD = struct.Struct("<II")
+"""Length of the message, and how many messages its sender has heard."""
+
+MAX_MESSAGE = 1024 * 1024
+"""Longest control message in bytes.  An offer of 4096 devices is about half of it."""
+
+_MOST_UNHEARD = 64
+"""Messages to keep for a peer that does not say that it heard them."""
+
+M = TypeVar("M", bound=messages.Message)
+N = TypeVar("N", bound=messages.Message)
+P = TypeVar("P", bound=messages.Message)
+
+
+class Control:
+    """The control connection of a session: typed messages, in order, both ways.
+
+    One reader task takes what arrives.  :attr:`failure` is done as soon as the peer says Failed,
+    breaks the protocol, or is gone; a session watches it while it does other things.
+
+    Once :attr:`resumable` is set, a connection that breaks does not fail: :attr:`lost` is set until
+    :meth:`resume` brings another one, on which what the peer has not heard is sent again.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._inbox: asyncio.Queue[messages.Message] = asyncio.Queue(maxsize=16)
+        self._sending = asyncio.Lock()
+        self._sent = 0
+        self._unheard: deque[bytes] = deque()
+        try:
+            self.peer = Address.of(sock, peer=True)
+        except OSError as error:
+            raise PeerLost(f"the peer is gone: {in_words(error)}") from None
+        self.resumable = False
+        self.lost = asyncio.Event()
+        self.heard = 0
+        """Messages that have arrived."""
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.failure.add_done_callback(lambda f: f.cancelled() or f.exception())
+        self._reader = asyncio.create_task(self._read(), name="vfioflow-control")
+
+    async def send(self, message: messages.Message) -> None:
+        """Send a message; while the connection is lost, keep it for the next.  Raises PeerLost."""
+        data = messages.encode(message)
+        async with self._sending:
+            self._sent += 1
+            self._unheard.append(data)
+            if len(self._unheard) > _MOST_UNHEARD:
+                self._fail(ProtocolError(f"{self.peer} does not say that it hears anything"))
+                self.failure.result()
+            if not self.lost.is_set():
+                await self._put(data)
+
+    async def _put(self, data: bytes) -> None:
+        try:
+            await send_all(self._sock, _HEAD.pack(len(data), self.heard) + data)
+        except PeerLost as error:
+            lost = PeerLost(f"the connection to {self.peer} failed: {error}")
+            if not self.resumable:
+                raise lost from None
+            self._lose(lost)
+
+    @overload
+    async def expect(self, kind: type[M], /, *, timeout: float | None, what: str) -> M: ...
+    @overload
+    async def expect(
+        self, kind: type[M], other: type[N], /, *, timeout: float | None, what: str
+    ) -> M | N: ...
+    @overload
+    async def expect(
+        self, kind: type[M], other: type[N], third: type[P], /, *, timeout: float | None, what: str
+    ) -> M | N | P: ...
+
+    async def expect(self, *kinds: type[Any], timeout: float | None, what: str) -> Any:
+        """The next message, which must be of one of these kinds.
+
+        Raises:
+            ProtocolError: it is of another kind.
+            RemoteError: the peer said Failed.
+            PeerLost: the peer is gone, or silent for ``timeout`` seconds; ``what`` names what
+                was waited for.
+        """
+        getter = asyncio.create_task(self._inbox.get())
+        waited: set[asyncio.Future[Any]] = {getter, self.failure}
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            raise PeerLost(f"{self.peer} did not send {what} within {timeout:g} s") from None
+        finally:
+            if not getter.done():
+                getter.cancel()
+        if not getter.done() or getter.cancelled():
+            self.failure.result()
+        message = getter.result()
+        if not isinstance(message, kinds):
+            self._fail(
+                ProtocolError(f"{self.peer} sent {type(message).__name__} instead of {what}")
+            )
+            self.failure.result()
+        return message
+
+    async def resume(self, sock: socket.socket, heard: int) -> None:
+        """Go on over another connection, whose peer has heard so many messages.
+
+        Raises:
+            ProtocolError: it cannot have; or has forgotten some that it had heard.
+        """
+        async with self._sending:
+            self._acknowledge(heard)
+            self._reader.cancel()
+            await asyncio.wait([self._reader])
+            self._sock.close()
+            self._sock = sock
+            self.lost.clear()
+            self._reader = asyncio.create_task(self._read(), name="vfioflow-control")
+            for data in list(self._unheard):
+                await self._put(data)
+
+    def break_off(self) -> None:
+        """Treat the connection as broken, whatever it seems: the peer has opened another."""
+        self._lose(PeerLost(f"{self.peer} opened the connection again"))
+
+    def give_up(self, error: PeerLost) -> None:
+        """Nobody brought another connection."""
+        self._fail(error)
+
+    def _acknowledge(self, heard: int) -> None:
+        forgotten = self._sent - len(self._unheard)
+        if not forgotten <= heard <= self._sent:
+            raise ProtocolError(
+                f"{self.peer} says that it heard {heard} messages of {self._sent}, and before,"
+                f" that it had heard {forgotten}"
+            )
+        while self._sent - len(self._unheard) < heard:
+            self._unheard.popleft()
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                size, heard = _HEAD.unpack(await read_exactly(self._sock, _HEAD.size))
+                if not 0 < size <= MAX_MESSAGE:
+                    raise ProtocolError(f"{self.peer} announced a control message of {size} bytes")
+                message = messages.decode(await read_exactly(self._sock, size))
+                self._acknowledge(heard)
+                if isinstance(message, messages.Failed):
+                    raise RemoteError(f"{self.peer} gave up: {message.reason}")
+                await self._inbox.put(message)
+                self.heard += 1
+        except msgspec.DecodeError as error:
+            self._fail(ProtocolError(f"{self.peer} sent a control message that is none: {error}"))
+        except PeerLost as error:
+            self._lose(PeerLost(f"{self.peer}: {error}"))
+        except (ProtocolError, RemoteError) as error:
+            self._fail(error)
+
+    def _lose(self, error: PeerLost) -> None:
+        if not self.resumable:
+            self._fail(error)
+        elif not self.failure.done():
+            self.lost.set()
+
+    def _fail(self, error: Exception) -> None:
+        if not self.failure.done():
+            self.failure.set_exception(error)
+
+    async def close(self) -> None:
+        """Close the connection and end the reader."""
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+        if not self.failure.done():
+            self.failure.cancel()
+        self._sock.close()
