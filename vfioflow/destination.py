@@ -188,13 +188,10 @@ class Destination(Session):
             preamble.token, self._keys.token(preamble.role, preamble.channel, preamble.attempt)
         ):
             return False
-        if (
-            preamble.attempt
-            or preamble.channel >= len(self._sockets)
-            or self._sockets[preamble.channel] is not None
-        ):
+        number = preamble.channel
+        if preamble.attempt or number >= len(self._sockets) or self._sockets[number] is not None:
             return False
-        self._sockets[preamble.channel] = sock
+        self._sockets[number] = sock
         if None not in self._sockets:
             self._all_here.set()
         return True
