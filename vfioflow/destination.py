@@ -21,6 +21,7 @@ from vfioflow.errors import (
     ConfigError,
     DeviceError,
     HandoverInDoubt,
+    PeerError,
     PeerLost,
     ProtocolError,
     RemoteError,
@@ -30,6 +31,7 @@ from vfioflow.hooks import Hooks, call, load_all
 from vfioflow.lanes import Inbound, drive, last_words
 from vfioflow.policy import MAX_CHANNELS, Policy
 from vfioflow.precopy import Move
+from vfioflow.reconnect import Rejoin
 from vfioflow.report import DeviceReport, Report
 from vfioflow.session import Session
 from vfioflow.states import Flags, State
@@ -41,6 +43,8 @@ from vfioflow.wire.keys import Keys
 from vfioflow.wire.opening import Preamble
 
 __all__ = ["Destination"]
+
+_LARGEST_WINDOW = 2**40
 
 
 class _Lane:
@@ -91,6 +95,9 @@ class Destination(Session):
         self._loaded = False
         self._acknowledged = False
         self._config: dict[str, bytes] | None = None
+        self._patience = 0.0
+        self._rejoin: Rejoin | None = None
+        self._rejoining: asyncio.Task[None] | None = None
 
     async def run(self) -> Report:
         """Take the devices over.  Once per object.  Raises as `Listener.receive` does."""
@@ -142,6 +149,10 @@ class Destination(Session):
             raise ProtocolError(
                 f"the offer has {offer.channels} channels and chunks of {offer.chunk_size} bytes"
             )
+        if not (0 <= offer.window <= _LARGEST_WINDOW and offer.reconnect_seconds >= 0):
+            raise ProtocolError(
+                f"the offer has a window of {offer.window} bytes for {offer.reconnect_seconds} s"
+            )
         if reasons:
             await self._control.send(messages.Refuse(reasons=reasons))
             raise AdmissionError(reasons)
@@ -177,10 +188,19 @@ class Destination(Session):
             chunk_size=offer.chunk_size,
             digests=offer.digests,
             signal_fd=self._signal,
+            window=offer.window,
         )
+        if offer.window:
+            assert self._keys is not None
+            self._patience = offer.reconnect_seconds
+            self._control.resumable = True
+            self._rejoin = Rejoin(self._keys, self._control, self._in, limit=self._patience)
+            self._rejoining = asyncio.create_task(self._rejoin.run(), name="vfioflow-rejoin")
         self._digests = offer.digests
         pages = all(lane.port is not None and lane.port.takes_pages for lane in self._lanes)
-        await self._control.send(messages.Ready(splice=pages and not offer.digests))
+        await self._control.send(
+            messages.Ready(splice=pages and not offer.digests and not offer.window)
+        )
 
     def take_channel(self, preamble: Preamble, sock: socket.socket) -> bool:
         """Take a data connection if it is this session's and still missing."""
@@ -195,6 +215,13 @@ class Destination(Session):
         if None not in self._sockets:
             self._all_here.set()
         return True
+
+    async def take_again(self, preamble: Preamble, sock: socket.socket) -> bool:
+        """Take a connection that broke and was opened again, if it is this session's.
+
+        Owns the socket once it returns True.  Raises PeerError: it is gone already, or wrong.
+        """
+        return self._rejoin is not None and await self._rejoin.take(preamble, sock)
 
     # -------------------------------------------------------------------- load
 
@@ -358,9 +385,10 @@ class Destination(Session):
                     start_vcpus_seconds=time.monotonic() - begin,
                 )
             )
-            # The source closes when it has read it; closing first could destroy the message.
-            await asyncio.wait([self._control.failure], timeout=self._policy.connect_timeout)
-        except PeerLost as error:
+            # Closing before the source has read it could destroy it.
+            limit = self._policy.connect_timeout + self._patience
+            await self._control.expect(messages.Goodbye, timeout=limit, what="its goodbye")
+        except PeerError as error:
             self.report.error = f"runs here, but the source could not be told: {error}"
         self._enter(Phase.DONE)
 
@@ -393,6 +421,7 @@ class Destination(Session):
                 " before you start anything",
             )
             return
+        await self._hang_up()
         if self._in is not None:
             self._in.stop()
         if not self._stuck:
@@ -407,6 +436,7 @@ class Destination(Session):
             self._add_trouble(trouble, error)
 
     async def _close(self) -> None:
+        await self._hang_up()
         await self._fill_report()
         if self._in is not None:
             self._in.close(stuck=self._stuck)
@@ -419,6 +449,13 @@ class Destination(Session):
         os.close(self._signal)
 
     # ------------------------------------------------------------------- parts
+
+    async def _hang_up(self) -> None:
+        """From now on a connection that breaks stays so."""
+        self._rejoin = None
+        if self._rejoining is not None:
+            self._rejoining.cancel()
+            await asyncio.wait([self._rejoining])
 
     @property
     def _streams(self) -> Inbound:

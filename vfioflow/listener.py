@@ -161,7 +161,13 @@ class Listener:
             with ExitStack() as owned:
                 owned.callback(sock.close)
                 preamble = await read_preamble(sock, self._policy.connect_timeout)
-                if preamble.role is Role.CONTROL:
+                if preamble.attempt:
+                    if self._session is None or not await self._session.take_again(preamble, sock):
+                        # Zeros for a token: there is no such session, or not any more.
+                        nobody = Preamble(preamble.role, preamble.channel, attempt=preamble.attempt)
+                        await send_all(sock, nobody.pack())
+                        raise ProtocolError("a connection that continues none of a session here")
+                elif preamble.role is Role.CONTROL:
                     await send_all(sock, Preamble(Role.CONTROL).pack())
                     await self._waiting.put(sock)
                 elif self._session is None or not self._session.take_channel(preamble, sock):

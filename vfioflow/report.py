@@ -56,6 +56,8 @@ class Report(msgspec.Struct, kw_only=True):
     """Device bytes per second, as measured last before the switchover."""
     bytes_total: int = 0
     bytes_wire: int = 0
+    reconnects: int = 0
+    """Connections that broke and were opened again (source)."""
     switchover_reason: str = ""
     steps_ms: dict[str, float] = msgspec.field(default_factory=dict)
     devices: list[DeviceReport] = msgspec.field(default_factory=list)

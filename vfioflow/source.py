@@ -7,6 +7,7 @@ import errno
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from vfioflow import admission, barrier, events
@@ -30,6 +31,7 @@ from vfioflow.lanes import Outbound, drive
 from vfioflow.policy import Policy
 from vfioflow.precopy import Bandwidth, Verdict
 from vfioflow.probe import Probe
+from vfioflow.reconnect import Redial
 from vfioflow.report import Clock, DeviceReport, Report
 from vfioflow.rounds import Lane, Rounds, ask_sizes, source_seconds
 from vfioflow.session import Session
@@ -112,6 +114,9 @@ class Source(Session):
         self._load_seconds = 0.0
         self._vcpus_stopped = False
         self._probe: Probe | None = None
+        self._redial: Redial | None = None
+        self._redialing: asyncio.Task[None] | None = None
+        self._stopped_at = 0.0
 
     async def run(self) -> Report:
         """Migrate.  Once per object.  Raises as :func:`migrate` does."""
@@ -194,6 +199,8 @@ class Source(Session):
                 channels=channels,
                 chunk_size=policy.frame_size,
                 digests=policy.digest,
+                window=policy.window_size(channels),
+                reconnect_seconds=policy.reconnect_timeout,
             )
         )
         answer = await control.expect(
@@ -219,6 +226,17 @@ class Source(Session):
                     sock.close()
         for lane, out in zip(self._lanes, self._out.lanes, strict=True):
             lane.out = out
+        if policy.reconnect_timeout:
+            control.resumable = True
+            self._redial = Redial(
+                self._address,
+                self._keys,
+                control,
+                self._out,
+                patience=self._patience,
+                observer=self._observer,
+            )
+            self._redialing = asyncio.create_task(self._redial.run(), name="vfioflow-redial")
 
     async def _measure_wire(self) -> None:
         """Let the first decision know the wire's round trip and rate already."""
@@ -264,6 +282,7 @@ class Source(Session):
         self._enter(Phase.STOP_COPY)
         self._clock = Clock(self.report.steps_ms)
         self._vcpus_stopped = True
+        self._stopped_at = time.monotonic()
         await call(self._hooks.stop_vcpus, "stop_vcpus")
         self._clock.lap("stop_vcpus")
         await self._peer.send(messages.Switchover())
@@ -284,7 +303,7 @@ class Source(Session):
         await self._drive(
             [in_thread(self._drain, lane, name=f"{lane.name}-drain") for lane in self._lanes]
         )
-        self._wire.end()
+        await self._drive([in_thread(self._wire.end, name="end")])
         self._clock.lap("drain")
 
     async def _send_config(self, hook: SaveConfig) -> None:
@@ -339,6 +358,8 @@ class Source(Session):
         )
         self.report.downtime_ms = sum(self.report.steps_ms.values())
         self.report.outcome = "completed"
+        with suppress(PeerLost):
+            await self._peer.send(messages.Goodbye())
         await self._release()
         self._enter(Phase.DONE)
 
@@ -369,6 +390,7 @@ class Source(Session):
     async def _go_back(self, error: BaseException) -> None:
         """Put everything back, whatever happened; after COMMIT, keep everything stopped."""
         failed = self._failed(error)
+        await self._hang_up()
         if self._out is not None:
             self._out.stop()
         if not self._stuck:
@@ -396,6 +418,7 @@ class Source(Session):
                 error.add_note(f"the vCPUs are stopped: {failed_too}")
 
     async def _close(self) -> None:
+        await self._hang_up()
         await self._fill_report()
         if self._out is not None:
             self._out.close(stuck=self._stuck)
@@ -403,6 +426,21 @@ class Source(Session):
             await self._control.close()
 
     # ------------------------------------------------------------------- parts
+
+    def _patience(self) -> float:
+        """How long a connection may stay broken now, in seconds."""
+        policy = self._policy
+        if self._committed or not self._vcpus_stopped or policy.reconnect_stop_copy == "wait":
+            return policy.reconnect_timeout
+        left = self._stopped_at + policy.downtime_limit - time.monotonic()
+        return min(left, policy.reconnect_timeout)
+
+    async def _hang_up(self) -> None:
+        """From now on a connection that breaks stays so."""
+        if self._redialing is not None and self._redial is not None:
+            self._redialing.cancel()
+            await asyncio.wait([self._redialing])
+            self.report.reconnects = self._redial.reconnects
 
     @property
     def _peer(self) -> Control:

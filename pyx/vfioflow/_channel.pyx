@@ -35,7 +35,18 @@ from sockets cimport (
 )
 
 from vfioflow._fdio cimport fd_splice, wait_fd
-from vfioflow._frame cimport HEADER_SIZE, KIND_PAD, encode
+from vfioflow._frame cimport HEADER_SIZE, KIND_CLOSE, KIND_PAD, encode
+from vfioflow._window cimport (
+    window_close,
+    window_flush,
+    window_give_up,
+    window_look,
+    window_open,
+    window_park,
+    window_resume,
+    window_send,
+    window_unpark,
+)
 
 import os
 
@@ -116,7 +127,7 @@ cdef void wait_a_little(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t ns)
 
 
 cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil:
-    """0 when filled, 1 when the peer closed before the first byte, or -errno."""
+    """0 when filled, or -errno; the end of the connection is one."""
     cdef size_t have = 0
     cdef ssize_t n
     while have < size:
@@ -124,7 +135,7 @@ cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil:
         if n > 0:
             have += n
         elif n == 0:
-            return 1 if have == 0 else -ECONNRESET
+            return -ECONNRESET
         elif errno != EINTR:
             return -errno
     return 0
@@ -150,9 +161,8 @@ cdef bint await_bytes(int fd, size_t size) noexcept nogil:
 
 
 cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil:
-    """As recv_all, with as few wake-ups as possible; the end of the connection is an error."""
+    """As recv_all, with as few wake-ups as possible."""
     cdef ssize_t n
-    cdef int status
     while size >= ONE_WAKE_UP:
         n = recv(fd, buffer, size, MSG_DONTWAIT)
         if n > 0:
@@ -164,8 +174,7 @@ cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil:
             await_bytes(fd, size)
         elif errno != EINTR:
             return -errno
-    status = recv_all(fd, buffer, size)
-    return -ECONNRESET if status == 1 else status
+    return recv_all(fd, buffer, size)
 
 
 cdef int enter(channel_t *channel, Cancel cancel) noexcept nogil:
@@ -212,8 +221,9 @@ cdef bint writable(const channel_t *channel) noexcept nogil:
     return poll(&about, 1, 0) == 1
 
 
-cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload) noexcept nogil:
+cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload, Cancel cancel) noexcept nogil:
     """Send a frame whole; the caller has entered the channel.  0 or -errno."""
+    cdef int status
     cdef uint8_t header[HEADER_SIZE]
     cdef iovec parts[2]
     cdef msghdr message
@@ -221,6 +231,11 @@ cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payloa
     cdef size_t from_header
     cdef ssize_t n
     encode(frame, header)
+    if channel.window.size > 0:
+        status = window_send(&channel.window, &channel.fd, header, HEADER_SIZE, payload, frame.length, cancel)
+        if status == 0:
+            channel.wire_bytes += left
+        return status
     memset(&message, 0, sizeof(message))
     parts[0].iov_base = header
     parts[0].iov_len = HEADER_SIZE
@@ -312,10 +327,19 @@ cdef class Channel:
     """One connection for data frames.  Takes a connected stream socket and keeps it blocking.
 
     A frame goes out whole: lanes that share a channel wait for each other.  Shutting the socket
-    down ends every pump that uses it.
+    down ends every pump that uses it, unless there is a window: then they wait for another connection.
+
+    Args:
+        socket: the connection.
+        window: bytes to keep until the receiver has dealt with them, at least two frames; 0: none.
+        sender: whether this end sends.
+        signal_fd: an eventfd, written when the connection breaks; -1: none.
     """
 
-    def __cinit__(self, socket):
+    def __cinit__(self, socket, size_t window=0, *, bint sender=False, int signal_fd=-1):
+        if window_open(&self.c.window, window, sender, signal_fd) < 0:
+            raise MemoryError(f"no memory for a window of {window} bytes")
+        self.opened = 1
         pthread_mutex_init(&self.c.lock, NULL)
         pthread_cond_init(&self.c.turn, NULL)
         socket.setblocking(True)
@@ -325,8 +349,10 @@ cdef class Channel:
     def __dealloc__(self):
         if self.owned:
             close(self.c.fd)
-        pthread_cond_destroy(&self.c.turn)
-        pthread_mutex_destroy(&self.c.lock)
+        if self.opened:
+            window_close(&self.c.window)
+            pthread_cond_destroy(&self.c.turn)
+            pthread_mutex_destroy(&self.c.lock)
 
     def keep(self):
         """Take the descriptor from the socket: it is closed when the last pump is done with it."""
@@ -343,6 +369,73 @@ cdef class Channel:
     def pad_bytes(self):
         """Pad bytes received on this connection."""
         return self.c.pad_bytes
+
+    @property
+    def broken(self):
+        """Whether the connection is broken, and the pumps wait for another."""
+        return self.c.window.broken != 0
+
+    def look(self):
+        """Notice a connection that broke while no pump used it; whether it is broken.  For a sender."""
+        return window_look(&self.c.window, self.c.fd)
+
+    def resume(self, socket, uint64_t heard, Cancel cancel not None):
+        """Go on sending over ``socket``, whose receiver has dealt with ``heard`` bytes.
+
+        Blocking: what was lost is sent again.  The old socket, which must be shut down, is not used any more.
+
+        Raises:
+            ProtocolError: the receiver cannot have come that far.
+            PeerLost: given up meanwhile.
+        """
+        cdef int status
+        cdef fault_t fault
+        socket.setblocking(True)
+        if window_resume(&self.c.window, &self.c.fd, socket.fileno(), heard) < 0:
+            raise ProtocolError(f"the peer says that it took {heard} bytes of a channel, which cannot be")
+        self.socket = socket
+        with nogil:
+            status = window_flush(&self.c.window, &self.c.fd, cancel)
+        if status < 0 and not cancel.flag:
+            fail(&fault, AT_WIRE, status, -1, 0)
+            raise_fault(&fault, "", "")
+
+    def park(self, Cancel cancel not None):
+        """Wait until the receiving pump is done with the old socket, which must be shut down.
+
+        Blocking.  Returns how many bytes it has dealt with, or None when there is nothing to wait for.
+        """
+        cdef uint64_t heard
+        cdef int status
+        with nogil:
+            status = window_park(&self.c.window, cancel, &heard)
+        return heard if status == 0 else None
+
+    def unpark(self, socket):
+        """Let the receiving pump go on over ``socket``."""
+        socket.setblocking(True)
+        window_unpark(&self.c.window, &self.c.fd, socket.fileno())
+        self.socket = socket
+
+    def give_up(self):
+        """Let the pumps fail that wait for another connection."""
+        window_give_up(&self.c.window)
+
+    def finish(self, Cancel cancel not None):
+        """Say that nothing more comes on this channel.  Raises PeerLost."""
+        cdef frame_t frame
+        cdef fault_t fault
+        cdef int status
+        memset(&frame, 0, sizeof(frame))
+        frame.kind = KIND_CLOSE
+        with nogil:
+            status = enter(&self.c, cancel)
+            if status == 0:
+                status = send_frame(&self.c, &frame, NULL, cancel)
+                leave(&self.c)
+        if status < 0 and not cancel.flag:
+            fail(&fault, AT_WIRE, status, -1, 0)
+            raise_fault(&fault, "", "")
 
     def pad(self, size_t size, Pool pool not None, Limiter limiter not None, Cancel cancel not None):
         """Send ``size`` bytes that the receiver throws away, to measure the wire.
@@ -365,7 +458,7 @@ cdef class Channel:
                 frame.length = <uint32_t> min(size, pool.size)
                 status = limiter.take(frame.length, cancel.fd)
                 if status == 0:
-                    status = send_frame(&self.c, &frame, buffer)
+                    status = send_frame(&self.c, &frame, buffer, cancel)
                 size -= frame.length
             if status != -ECANCELED:
                 leave(&self.c)

@@ -241,7 +241,7 @@ cdef class OutLane:
 
     cdef bint may_send_pages(self, const port_t *port) noexcept nogil:
         """Whether bytes can go from the port to the wire unseen, and that is faster."""
-        if not self.splice or self.digests:
+        if not self.splice or self.digests or self.channels[0].window.size > 0:
             return False
         if not port.pages & PAGES_OUT and not (self.crowded and port.pages & PIPE_OUT):
             return False
@@ -477,7 +477,7 @@ cdef class OutLane:
         if payload == NULL and frame.length > 0:
             status = send_pages_frame(channel, frame, self.pages_fd, self.from_pipe)
         else:
-            status = send_frame(channel, frame, payload)
+            status = send_frame(channel, frame, payload, self.cancel)
         self.held = channel
         self.turn_left -= frame.length
         if (self.turn_left <= 0 or self.last_read_ns > QUICK_NS or self.channel_count > 1

@@ -247,8 +247,8 @@ def finish(wire, senders, receivers):
     """Wait for both sides, and close the devices that the streams went to."""
     for sender in senders:
         sender.result()
-    for near in wire.near:
-        near.shutdown(socket.SHUT_WR)
+    for channel in wire.channels:
+        channel.finish(wire.cancel)
     assert [thread.result() for thread in receivers] == [True] * len(receivers)
     for port in wire.in_ports:
         port.close()

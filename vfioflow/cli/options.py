@@ -155,6 +155,25 @@ _POLICY: dict[str, _Option] = {
         "Whether to stop the virtual machine only when the destination has loaded all initial"
         " data; without, slow loading counts as downtime.",
     ),
+    "reconnect_timeout": _Option(
+        DURATION,
+        "Time to try to open a connection again that broke, and go on where it was; 0 ends the"
+        " migration at once. Costs a copy of every byte.",
+        "TIME",
+        "0",
+    ),
+    "reconnect_stop_copy": _Option(
+        click.Choice(["go-back", "wait"]),
+        "What to do when it breaks while the virtual machine stands still: 'go-back' tries only"
+        " for what is left of the downtime limit, 'wait' for all of the time above.",
+    ),
+    "window": _Option(
+        SIZE,
+        "Most bytes that are kept to be sent again. Less than the wire holds (rate times round"
+        " trip, and the sockets' buffers) slows it down.",
+        "SIZE",
+        "64MiB",
+    ),
     "connect_timeout": _Option(
         DURATION, "Time for a connection, and for each answer while both set up.", "TIME", "10s"
     ),

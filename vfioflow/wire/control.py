@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 from collections import deque
+from contextlib import suppress
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -22,6 +23,9 @@ _HEAD = struct.Struct("<II")
 
 MAX_MESSAGE = 1024 * 1024
 """Longest control message in bytes.  An offer of 4096 devices is about half of it."""
+
+_LAST_WORDS = 1.0
+"""Seconds to take what a broken connection has still brought."""
 
 _MOST_UNHEARD = 64
 """Messages to keep for a peer that does not say that it heard them."""
@@ -128,8 +132,6 @@ class Control:
         """
         async with self._sending:
             self._acknowledge(heard)
-            self._reader.cancel()
-            await asyncio.wait([self._reader])
             self._sock.close()
             self._sock = sock
             self.lost.clear()
@@ -137,9 +139,13 @@ class Control:
             for data in list(self._unheard):
                 await self._put(data)
 
-    def break_off(self) -> None:
-        """Treat the connection as broken, whatever it seems: the peer has opened another."""
-        self._lose(PeerLost(f"{self.peer} opened the connection again"))
+    async def break_off(self) -> None:
+        """Be done with the connection; from then on :attr:`heard` stands still until it is resumed."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait([self._reader], timeout=_LAST_WORDS)
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
 
     def give_up(self, error: PeerLost) -> None:
         """Nobody brought another connection."""

@@ -14,6 +14,7 @@ __all__ = [
     "Config",
     "ConfigTaken",
     "Failed",
+    "Goodbye",
     "Hello",
     "Loaded",
     "LoadedDevice",
@@ -75,12 +76,18 @@ class OfferedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Offer(_Message, frozen=True, tag="offer"):
-    """Source to destination: the set, and how its data will travel.  ``chunk_size`` in bytes."""
+    """Source to destination: the set, and how its data will travel.
+
+    ``chunk_size`` in bytes.  ``window``: bytes that each channel keeps to be sent again; 0: none.
+    ``reconnect_seconds``: how long the source tries to open a connection again that broke.
+    """
 
     devices: list[OfferedDevice]
     channels: int
     chunk_size: int
     digests: bool
+    window: int
+    reconnect_seconds: float
 
 
 class Accept(_Message, frozen=True, tag="accept"):
@@ -165,6 +172,10 @@ class Running(_Message, frozen=True, tag="running"):
     start_vcpus_seconds: float
 
 
+class Goodbye(_Message, frozen=True, tag="goodbye"):
+    """Source to destination: it heard RUNNING; nothing more comes."""
+
+
 class Failed(_Message, frozen=True, tag="failed"):
     """Either way, at any time: this side gives up; ``reason`` in words.
 
@@ -190,6 +201,7 @@ Message: TypeAlias = (
     | Loaded
     | Commit
     | Running
+    | Goodbye
     | Failed
 )
 

@@ -20,6 +20,7 @@ from vfioflow.wire.address import Address
 from vfioflow.wire.keys import TOKEN_SIZE
 
 __all__ = [
+    "HEARD",
     "MAX_ATTEMPT",
     "Preamble",
     "Role",
@@ -32,6 +33,8 @@ __all__ = [
 
 MAGIC = b"VFIOFLOW"
 MAX_ATTEMPT = 255
+HEARD = struct.Struct("<Q")
+"""How far a side got on a connection that broke: messages, or bytes of a channel."""
 _PREAMBLE = struct.Struct("<8sHBBI16s")
 
 
