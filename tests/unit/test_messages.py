@@ -34,6 +34,8 @@ some_message = st.one_of(
         channels=st.integers(0, 64),
         chunk_size=size,
         digests=st.booleans(),
+        window=size,
+        reconnect_seconds=st.floats(0, 100),
     ),
     st.builds(messages.Accept, load_seconds=st.floats(0, 100)),
     st.builds(messages.Refuse, reasons=st.dictionaries(text, text, max_size=3)),
@@ -54,6 +56,7 @@ some_message = st.one_of(
     st.builds(
         messages.Running, resume_seconds=st.floats(0, 9), start_vcpus_seconds=st.floats(0, 9)
     ),
+    st.just(messages.Goodbye()),
     st.builds(messages.Failed, reason=text, cancelled=st.booleans()),
 )
 
