@@ -456,6 +456,7 @@ class Destination(Session):
         if self._rejoining is not None:
             self._rejoining.cancel()
             await asyncio.wait([self._rejoining])
+            self._rejoining = None
 
     @property
     def _streams(self) -> Inbound:

@@ -440,6 +440,7 @@ class Source(Session):
         if self._redialing is not None and self._redial is not None:
             self._redialing.cancel()
             await asyncio.wait([self._redialing])
+            self._redialing = None
             self.report.reconnects = self._redial.reconnects
 
     @property

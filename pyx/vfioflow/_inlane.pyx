@@ -201,7 +201,7 @@ cdef class Receiver:
 
     cdef int take(self, channel_t *channel, frame_t *frame, uint8_t *arrived, uint8_t *unpacked, wire_t *wire,
                   Decompressor decompressor, fault_t *fault) noexcept nogil:
-        """Take the next frame from the wire and deal with it.  0 or -errno; wire.broken: it never came whole."""
+        """Take the next frame from the wire, and deal with it.  0 or -errno; wire.broken: it is not whole."""
         cdef uint8_t header[HEADER_SIZE]
         cdef const uint8_t *data = arrived
         cdef int status

@@ -1,4 +1,4 @@
-# What a channel has sent and the peer has not acknowledged: kept, to be sent again when the connection breaks.
+# What a channel has sent and the peer has not acknowledged: kept, to be sent again after a break.
 from libc.stdint cimport uint8_t, uint64_t
 from pthread cimport pthread_cond_t, pthread_mutex_t
 

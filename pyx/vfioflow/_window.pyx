@@ -128,7 +128,9 @@ cdef int make_room(window_t *window, int *fd, size_t size, Cancel cancel) noexce
         elif window.size - <size_t> (window.head - window.heard) < size:
             about.fd = fd[0]
             about.events = POLLIN
+            pthread_mutex_unlock(&window.lock)      # another connection may take this one's place meanwhile
             poll(&about, 1, MOMENT_MS)
+            pthread_mutex_lock(&window.lock)
             if cancel.flag:
                 return -ECANCELED
     return 0
