@@ -56,6 +56,8 @@ class Log:
         self.journal = journal
         self._timeout = timeout
         self.entry: Entry | None = None
+        self.identity = ""
+        """The journal's, once an entry was begun."""
         self.seconds = 0.0
         """What writing has taken since :meth:`lap`."""
 
@@ -85,6 +87,7 @@ class Log:
             journal.prune()
             if reasons := _claims(journal, role, list(outlives)):
                 raise AdmissionError(reasons)
+            self.identity = journal.identity
             self.entry = journal.begin(session, role, peer, outlives)
 
         await self.call(begin)
@@ -223,6 +226,7 @@ class Giving:
         committed, and the devices here may run again.
         """
         self._identity = identity
+        self.log.lap()
         await self.log.record(Step.COMMITTED, identity=identity)
         return self.log.lap()
 

@@ -457,6 +457,7 @@ class Source(Session):
                 return False
         except VfioflowError as error:
             self._failed(error)
+            await self._close()
             raise
         policy, hooks, observer = self._policy, self._hooks, self._observer
         await Comeback(

@@ -92,12 +92,10 @@ class Taking:
         Returns the journal's identity and the seconds that it took.  Raises JournalError: the
         devices are to be reset.
         """
-        identity = ""
-        if self.log.journal is not None:
-            identity = await self.log.call(lambda journal: journal.identity)
-            await self.log.record(Step.LOADED, states=dict(states))
+        self.log.lap()  # BEGUN was before the downtime
+        await self.log.record(Step.LOADED, states=dict(states))
         self._loaded = True
-        return identity, self.log.lap()
+        return self.log.identity, self.log.lap()
 
     async def word(self, control: Control, loaded: messages.Loaded) -> None:
         """Say LOADED; return when the source commits, there or on another connection.
