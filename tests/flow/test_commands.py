@@ -363,7 +363,7 @@ def test_a_journal_that_cannot_be_made(devices, tmp_path):
     with receiving(devices) as there, sending(devices, there.address, journal) as here:
         code, report = here.report()
         assert (code, states(report)) == (8, RUNNING)
-        assert "cannot be made (Not a directory)" in here.log
+        assert "cannot be opened (Not a directory)" in here.log
     with running("receive", "--devices", devices, "--listen=tcp://127.0.0.1:0", journal) as there:
         code, _, log = there.end()
     assert code == 8
