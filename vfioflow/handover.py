@@ -27,7 +27,7 @@ from vfioflow.errors import (
 )
 from vfioflow.journal import Entry, Journal, Role, Step
 from vfioflow.policy import Policy
-from vfioflow.threads import in_thread, settle
+from vfioflow.threads import finish, in_thread, settle
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
 from vfioflow.wire.control import Control
@@ -184,7 +184,7 @@ async def _ask(
                 await control.send(messages.Goodbye())
         return answer
     finally:
-        await control.close()
+        await finish(control.close())
 
 
 class Giving:

@@ -20,6 +20,7 @@ from vfioflow.past import Past
 from vfioflow.policy import Policy
 from vfioflow.report import Report
 from vfioflow.resolution import Revival
+from vfioflow.threads import finish
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address, bind
 from vfioflow.wire.control import Control
@@ -233,9 +234,9 @@ class Listener:
                 raise ProtocolError(f"it asks for session {wish.session} in that of {session}")
         except (PeerError, ConfigError) as error:
             log.warning("no migration from %s: %s", control.peer, str(error))
-            await control.close()
+            await finish(control.close())
         except BaseException:
-            await control.close()
+            await finish(control.close())
             raise
         else:
             if isinstance(wish, messages.Offer):
@@ -258,4 +259,4 @@ class Listener:
         except PeerError as error:
             log.warning("%s came back, and was lost again: %s", control.peer, str(error))
         finally:
-            await control.close()
+            await finish(control.close())
