@@ -34,6 +34,9 @@ class Outcome:
     how: str = "cut"
     pads: int = 0
     dealt_with: int = 0
+    """Bytes of the frames that it is through with."""
+    read: int = 0
+    """Frames that need to be there for this outcome; those behind change nothing."""
 
 
 def possible(kind: int, pages: int, length: int, raw: int, rest: int, chunk: int) -> bool:
@@ -70,6 +73,7 @@ def run(stream: bytes, *, lanes: int, chunk: int, digests: bool, splice: bool = 
     at = 0
     while len(stream) - at >= HEADER.size:
         header = stream[at : at + HEADER.size]
+        outcome.read += 1
         kind, pages, number, length, offset, raw, digest, rest, check = HEADER.unpack(header)
         if check != _frame.crc(header[:-4]):
             outcome.how = "damaged"
@@ -100,6 +104,7 @@ def run(stream: bytes, *, lanes: int, chunk: int, digests: bool, splice: bool = 
                 assert data is not None
                 outcome.how = _deliver(outcome.lanes[number], kind, offset, data, digest, digests)
             if outcome.how != "cut":
+                outcome.read -= outcome.how == "waits"
                 return outcome
         outcome.dealt_with = at
         if kind == CLOSE:

@@ -412,7 +412,7 @@ async def _migrate(data: bytes) -> BaseException | None:
         stall_timeout=5,
         downtime_limit=5,
         on_no_convergence="switchover",
-        reconnect_timeout=0.2 if data[0] & WINDOW else 0,
+        reconnect_timeout=PATIENCE if data[0] & WINDOW else 0,
         window=1 << 20,
     )
     with device(7) as here, socket.create_server(("127.0.0.1", 0)) as listening:

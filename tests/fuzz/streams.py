@@ -9,6 +9,7 @@ import zstandard
 from model import CLOSE, END, HEADER, MARK, PAD, RAW, ZERO, ZSTD
 
 from vfioflow import _frame
+from vfioflow._simstate import block_digest
 from vfioflow.wire import messages
 from vfioflow.wire.opening import HEARD, Preamble, Role
 
@@ -45,17 +46,43 @@ def sealed(*fields: int) -> bytes:
     return head + struct.pack("<I", _frame.crc(head))
 
 
-def repaired(data: bytes, *, chunk: int) -> bytes:
-    """``data`` taken for headers and payloads, with right checks: else no mutation gets past them."""
+def split(data: bytes, *, chunk: int) -> list[bytes]:
+    """``data`` taken for frames: headers, and as much behind each as it says and can be."""
     parts, at = [], 0
-    while len(data) - at >= HEADER.size:
-        head = data[at : at + HEADER.size - 4]
-        length = min(int.from_bytes(head[4:8], "little"), chunk, len(data) - at - HEADER.size)
-        parts.append(head + struct.pack("<I", _frame.crc(head)))
-        at += HEADER.size
-        parts.append(data[at : at + length])
-        at += length
-    return b"".join(parts) + data[at:]
+    while at < len(data):
+        length = min(int.from_bytes(data[at + 4 : at + 8], "little"), chunk)
+        parts.append(data[at : at + HEADER.size + length])
+        at += HEADER.size + length
+    return parts
+
+
+def repaired(data: bytes, *, chunk: int) -> bytes:
+    """The same frames with right checks: else no mutation gets past them."""
+    return b"".join(
+        frame[:28] + struct.pack("<I", _frame.crc(frame[:28])) + frame[32:]
+        if len(frame) >= HEADER.size
+        else frame
+        for frame in split(data, chunk=chunk)
+    )
+
+
+RECORD = struct.Struct("<IIIIIIQ")
+"""A simulated device's: magic, kind, index, version, length, sequence, check."""
+BLOCK = 2
+
+
+def resealed(stream: bytes) -> bytes:
+    """A simulated device's stream with right checks in all records that are whole."""
+    parts, at = [], 0
+    while len(stream) - at >= RECORD.size:
+        magic, kind, index, version, length, sequence, _ = RECORD.unpack_from(stream, at)
+        payload = stream[at + RECORD.size : at + RECORD.size + length]
+        body = 0 if kind == BLOCK else block_digest(payload, 0, 0)
+        head = RECORD.pack(magic, kind, index, version, length, sequence, 0)
+        check = block_digest(head, body, magic)
+        parts += [head[:-8], struct.pack("<Q", check), payload]
+        at += RECORD.size + length
+    return b"".join(parts) + stream[at:]
 
 
 def channels() -> Iterable[bytes]:

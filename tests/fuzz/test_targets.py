@@ -108,6 +108,10 @@ def test_the_scripts_go_all_the_way():
     assert ends[5:] == [RemoteError, HandoverInDoubt]
 
 
+def test_resealing_changes_nothing_that_is_right():
+    assert streams.resealed(sessions.stream()) == sessions.stream()
+
+
 def _first(scripts, count):
     return list(scripts())[:count]
 
