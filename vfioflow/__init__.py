@@ -23,15 +23,18 @@ from vfioflow.errors import (
     HookError,
     IllegalTransition,
     IntegrityError,
+    JournalError,
     NoConvergence,
     PeerError,
     PeerLost,
     ProtocolError,
     RemoteError,
     StallError,
+    TakenBack,
     VfioflowError,
 )
 from vfioflow.hooks import Hooks
+from vfioflow.journal import Journal
 from vfioflow.listener import Listener, listen
 from vfioflow.policy import Policy
 from vfioflow.report import DeviceReport, Report
@@ -55,6 +58,8 @@ __all__ = [
     "HostDevice",
     "IllegalTransition",
     "IntegrityError",
+    "Journal",
+    "JournalError",
     "KernelDevice",
     "Listener",
     "NoConvergence",
@@ -69,6 +74,7 @@ __all__ = [
     "Source",
     "StallError",
     "State",
+    "TakenBack",
     "VfioflowError",
     "discover",
     "get_include",

@@ -10,14 +10,21 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from vfioflow.destination import Destination
+from vfioflow.destination import Caller, Destination
 from vfioflow.devices.base import Device
-from vfioflow.errors import PeerError, ProtocolError
+from vfioflow.errors import ConfigError, PeerError, ProtocolError
 from vfioflow.events import Observer
 from vfioflow.hooks import Hooks
+from vfioflow.journal import Journal, check_session
+from vfioflow.past import Past
 from vfioflow.policy import Policy
 from vfioflow.report import Report
+from vfioflow.resolution import Revival
+from vfioflow.threads import finish
+from vfioflow.wire import messages
 from vfioflow.wire.address import Address, bind
+from vfioflow.wire.control import Control
+from vfioflow.wire.greeting import answer
 from vfioflow.wire.opening import Preamble, Role, read_preamble, send_all
 
 __all__ = ["Listener", "listen"]
@@ -38,6 +45,7 @@ def listen(
     policy: Policy | None = None,
     hooks: Hooks | None = None,
     observer: Observer | None = None,
+    journal: Journal | None = None,
 ) -> Listener:
     """A listener for one migration after the other onto ``devices``.
 
@@ -47,14 +55,20 @@ def listen(
     Args:
         address: "tcp://HOST:PORT", or "fd://N" for a listening socket that was handed over.
         devices: the set that takes the state: RUNNING, idle, and nobody's.
-        policy: only ``connect_timeout`` and ``stall_timeout`` matter at the destination.
+        policy: only ``connect_timeout``, ``stall_timeout`` and ``resolve_timeout`` matter at the
+            destination.
         hooks: ``start_vcpus`` is called when every device runs.
         observer: gets every event of :mod:`vfioflow.events`.
+        journal: where to record what is decided, so that it outlives this process.  What an earlier
+            one left there is carried on: see :meth:`Listener.next_session`.
 
     Raises (on entering):
         ConfigError: the address is wrong or taken.
+        JournalError: the journal cannot be read or written.
     """
-    return Listener(address, devices, policy=policy, hooks=hooks, observer=observer)
+    return Listener(
+        address, devices, policy=policy, hooks=hooks, observer=observer, journal=journal
+    )
 
 
 class Listener:
@@ -68,19 +82,33 @@ class Listener:
         policy: Policy | None = None,
         hooks: Hooks | None = None,
         observer: Observer | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._where = address
         self._devices = list(devices)
         self._policy = policy or Policy()
         self._hooks = hooks or Hooks()
         self._observer = observer
+        self._journal = journal
         self._socket: socket.socket | None = None
-        self._waiting: asyncio.Queue[socket.socket] = asyncio.Queue(maxsize=_GREETERS)
+        self._waiting: asyncio.Queue[Caller | Revival] = asyncio.Queue()
+        self._past = Past(
+            journal,
+            self._devices,
+            policy=self._policy,
+            hooks=self._hooks,
+            observer=observer,
+            revive=self._waiting.put_nowait,
+        )
         self._session: Destination | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._socket = bind(self._where)
+        with ExitStack() as undo:
+            undo.callback(self._socket.close)
+            await self._past.begin()
+            undo.pop_all()
         self._start(self._accept(self._socket))
         return self
 
@@ -95,7 +123,11 @@ class Listener:
         if self._tasks:
             await asyncio.wait(self._tasks)
         while not self._waiting.empty():
-            self._waiting.get_nowait().close()
+            waiting = self._waiting.get_nowait()
+            if isinstance(waiting, Revival):
+                waiting.abandon()
+            else:
+                await waiting.control.close()
         if self._socket is not None:
             self._socket.close()
 
@@ -112,29 +144,32 @@ class Listener:
         Raises:
             AdmissionError: the source's set does not fit; nothing was touched.
             DeviceError, PeerError: every device here was reset; the source runs on.
-            HandoverInDoubt: the connection was lost between LOADED and COMMIT; the devices hold
-                the state, stopped.
+            HandoverInDoubt: the connection was lost between LOADED and COMMIT, and the source did
+                not come back; the devices hold the state, stopped.
+            JournalError: it cannot be written; every device here was reset.
             asyncio.CancelledError: cancelled; every device here was reset.
         """
         return await (await self.next_session()).run()
 
-    async def next_session(self) -> Destination:
-        """Wait for a source; the session has yet to be run, and its report stays with it."""
-        while True:
-            sock = await self._waiting.get()
-            try:
-                self._session = Destination(
-                    sock,
-                    self._devices,
-                    policy=self._policy,
-                    hooks=self._hooks,
-                    observer=self._observer,
-                )
-            except PeerError as error:
-                log.warning("a source left before it said anything: %s", str(error))
-                sock.close()
-            else:
-                return self._session
+    async def next_session(self) -> Destination | Revival:
+        """Wait for a source; the session has yet to be run, and its report stays with it.
+
+        Or for a session that an earlier process left in the journal and that is to be carried on
+        here: because it was COMMITTED, or its source came back and says that it has committed.
+        """
+        waiting = await self._waiting.get()
+        if isinstance(waiting, Revival):
+            return waiting
+        self._session = Destination(
+            waiting,
+            self._devices,
+            policy=self._policy,
+            hooks=self._hooks,
+            observer=self._observer,
+            journal=self._journal,
+        )
+        self._past.add(waiting.session, self._session.taking)
+        return self._session
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -169,7 +204,9 @@ class Listener:
                         raise ProtocolError("a connection that continues none of a session here")
                 elif preamble.role is Role.CONTROL:
                     await send_all(sock, Preamble(Role.CONTROL).pack())
-                    await self._waiting.put(sock)
+                    owned.pop_all()
+                    await self._meet(sock)
+                    return
                 elif self._session is None or not self._session.take_channel(preamble, sock):
                     raise ProtocolError("a data connection that belongs to no session here")
                 owned.pop_all()
@@ -177,3 +214,49 @@ class Listener:
             log.warning("refused a connection from %s: %s", peer, str(error))
         finally:
             gate.release()
+
+    async def _meet(self, sock: socket.socket) -> None:
+        """Greet a source, and hear what it wants.  Owns the socket."""
+        with ExitStack() as owned:
+            owned.callback(sock.close)
+            control = Control(sock)
+            owned.pop_all()
+        try:
+            session, keys = await answer(control, self._policy.connect_timeout)
+            check_session(session)
+            wish = await control.expect(
+                messages.Offer,
+                messages.Resolve,
+                timeout=self._policy.stall_timeout,
+                what="its offer",
+            )
+            if isinstance(wish, messages.Resolve) and wish.session != session:
+                raise ProtocolError(f"it asks for session {wish.session} in that of {session}")
+        except (PeerError, ConfigError) as error:
+            log.warning("no migration from %s: %s", control.peer, str(error))
+            await finish(control.close())
+        except BaseException:
+            await finish(control.close())
+            raise
+        else:
+            if isinstance(wish, messages.Offer):
+                self._waiting.put_nowait(Caller(control, session, keys, wish))
+            else:
+                self._start(self._answer(control, wish))
+
+    async def _answer(self, control: Control, asked: messages.Resolve) -> None:
+        """Tell a source that came back what has become of its session."""
+        try:
+            answer = await self._past.answer(asked)
+            await control.send(answer)
+            if isinstance(answer, messages.Running):
+                limit = self._policy.connect_timeout
+                await control.expect(messages.Goodbye, timeout=limit, what="its goodbye")
+                await self._past.told(asked.session)
+            else:
+                # Closing before the source has read it could destroy it.
+                await asyncio.wait({control.failure}, timeout=self._policy.connect_timeout)
+        except PeerError as error:
+            log.warning("%s came back, and was lost again: %s", control.peer, str(error))
+        finally:
+            await finish(control.close())

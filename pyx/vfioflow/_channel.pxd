@@ -47,6 +47,7 @@ cdef class Channel:
     cdef object socket
     cdef bint owned
     cdef bint opened            # the window
+    cdef int signal_fd          # its own; -1: none
 
 
 cdef int64_t now_ns() noexcept nogil
@@ -66,5 +67,6 @@ cdef bint try_enter(channel_t *channel) noexcept nogil
 cdef void leave(channel_t *channel) noexcept nogil
 cdef size_t unsent(const channel_t *channel) noexcept nogil
 cdef bint writable(const channel_t *channel) noexcept nogil
-cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload, Cancel cancel) noexcept nogil
+cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload,
+                    Cancel cancel) noexcept nogil
 cdef int send_pages_frame(channel_t *channel, const frame_t *frame, int fd, bint is_pipe) noexcept nogil

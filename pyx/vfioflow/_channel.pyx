@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
-from posix.unistd cimport close
+from posix.unistd cimport close, dup
 
 from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EINTR, ENODATA, ETIMEDOUT, errno
 from pipes cimport SIOCOUTQNSD, ioctl, sendfile
@@ -35,6 +35,7 @@ from sockets cimport (
 )
 
 from vfioflow._fdio cimport fd_splice, wait_fd
+from vfioflow._status cimport check
 from vfioflow._frame cimport HEADER_SIZE, KIND_CLOSE, KIND_PAD, encode
 from vfioflow._window cimport (
     window_close,
@@ -221,7 +222,8 @@ cdef bint writable(const channel_t *channel) noexcept nogil:
     return poll(&about, 1, 0) == 1
 
 
-cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload, Cancel cancel) noexcept nogil:
+cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload,
+                    Cancel cancel) noexcept nogil:
     """Send a frame whole; the caller has entered the channel.  0 or -errno."""
     cdef int status
     cdef uint8_t header[HEADER_SIZE]
@@ -337,7 +339,10 @@ cdef class Channel:
     """
 
     def __cinit__(self, socket, size_t window=0, *, bint sender=False, int signal_fd=-1):
-        if window_open(&self.c.window, window, sender, signal_fd) < 0:
+        self.signal_fd = -1
+        if signal_fd >= 0:
+            self.signal_fd = check(dup(signal_fd))      # a pump that is stuck may outlive the session
+        if window_open(&self.c.window, window, sender, self.signal_fd) < 0:
             raise MemoryError(f"no memory for a window of {window} bytes")
         self.opened = 1
         pthread_mutex_init(&self.c.lock, NULL)
@@ -347,6 +352,8 @@ cdef class Channel:
         self.c.fd = socket.fileno()
 
     def __dealloc__(self):
+        if self.signal_fd >= 0:
+            close(self.signal_fd)
         if self.owned:
             close(self.c.fd)
         if self.opened:

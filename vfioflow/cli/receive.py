@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from vfioflow.cli.console import complain, is_quiet, put, verbosity
-from vfioflow.cli.options import devices_option, json_option, policy_options
+from vfioflow.cli.options import devices_option, journal_options, json_option, policy_options
 
 if TYPE_CHECKING:
     from vfioflow.cli.render import Check
     from vfioflow.cli.session import Ended
     from vfioflow.devices.base import Device
+    from vfioflow.journal import Journal
     from vfioflow.listener import Listener
     from vfioflow.policy import Policy
     from vfioflow.report import Report
@@ -35,11 +36,19 @@ log = logging.getLogger("vfioflow")
     required=True,
     help="Address to wait at; port 0 takes a free one, which is then printed.",
 )
-@policy_options("connect_timeout", "stall_timeout")
+@journal_options
+@policy_options("connect_timeout", "stall_timeout", "resolve_timeout")
 @json_option
 @click.option("--until-eof", is_flag=True, hidden=True)
 @verbosity
-def command(devices_file: str, where: str, policy: Policy, as_json: bool, until_eof: bool) -> int:
+def command(
+    devices_file: str,
+    where: str,
+    journal: Journal | None,
+    policy: Policy,
+    as_json: bool,
+    until_eof: bool,
+) -> int:
     """Wait for one `vfioflow send` and take its devices over into those in FILE.toml.
 
     \b
@@ -48,6 +57,9 @@ def command(devices_file: str, where: str, policy: Policy, as_json: bool, until_
     Each device that is sent goes into the one of the same name. Connections that are not
     vfioflow's are refused with a warning, and the wait goes on. Everything else, as limits and
     compression, is decided by the sender.
+
+    Started again with the same journal after a crash, it carries on what was committed, and
+    answers a source that comes back.
     """
     from vfioflow.cli.session import (
         attempt,
@@ -82,13 +94,17 @@ def command(devices_file: str, where: str, policy: Policy, as_json: bool, until_
         async def main() -> int:
             if until_eof:
                 _cancel_at_eof()
-            async with listen(where, devices, policy=policy, observer=screen) as listener:
+            async with listen(
+                where, devices, policy=policy, observer=screen, journal=journal
+            ) as listener:
                 complain(f"listening on {listener.address}", kind="")
                 ended = await receive(listener, screen)
             check = p2p_check(devices) if ended.report.outcome == "completed" else None
             if as_json:
                 more = {} if check is None else {"p2p": _as_dict(check)}
                 put(to_json(ended.report, **more))
+            elif ended.report.outcome == "completed" and not ended.report.bytes_total:
+                put(f"Session {ended.report.session} is settled: its devices run here.")
             elif ended.report.outcome == "completed":
                 _show(ended.report, check)
             return conclude(ended)

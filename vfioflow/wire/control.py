@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
-from vfioflow.errors import PeerLost, ProtocolError, RemoteError
+from vfioflow.errors import PeerError, PeerLost, ProtocolError, RemoteError
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
 from vfioflow.wire.opening import in_words, read_exactly, send_all
@@ -147,8 +147,8 @@ class Control:
         self._reader.cancel()
         await asyncio.wait([self._reader])
 
-    def give_up(self, error: PeerLost) -> None:
-        """Nobody brought another connection."""
+    def give_up(self, error: PeerError) -> None:
+        """Nobody brought another connection, or the session ends for a reason that did not come by it."""
         self._fail(error)
 
     def _acknowledge(self, heard: int) -> None:

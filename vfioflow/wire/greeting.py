@@ -5,11 +5,37 @@ from __future__ import annotations
 import secrets
 from importlib.metadata import version
 
+from vfioflow.errors import PeerLost
 from vfioflow.wire import messages
+from vfioflow.wire.address import Address
 from vfioflow.wire.control import Control
 from vfioflow.wire.keys import Keys
+from vfioflow.wire.opening import Preamble, Role, connect, read_preamble
 
-__all__ = ["answer", "greet"]
+__all__ = ["answer", "call", "greet"]
+
+
+async def call(address: Address, session: str, timeout: float) -> tuple[Control, Keys]:
+    """A new control connection to the destination, with the greetings exchanged.
+
+    Raises PeerLost: nobody there, or no answer in ``timeout`` seconds; else as :func:`greet`.
+    """
+    sock = await connect(address, Preamble(Role.CONTROL), timeout)
+    control = None
+    try:
+        await read_preamble(sock, timeout)
+        control = Control(sock)
+    except PeerLost as error:
+        raise PeerLost(f"{address}: {error}") from None
+    finally:
+        if control is None:
+            sock.close()
+    try:
+        keys = await greet(control, session, timeout)
+    except BaseException:
+        await control.close()
+        raise
+    return control, keys
 
 
 async def greet(control: Control, session: str, timeout: float) -> Keys:
