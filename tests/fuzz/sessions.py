@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import socket
 import struct
+import tempfile
 from collections.abc import Coroutine, Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -19,6 +21,7 @@ import model
 import streams
 
 from vfioflow import HandoverInDoubt, Policy, SimDevice, State, VfioflowError, listen, migrate, probe, reconnect
+from vfioflow.journal import Journal
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
 from vfioflow.wire.control import MAX_MESSAGE
@@ -31,8 +34,8 @@ RAW, FRAMED, PICK, OPEN, DATA, WHOLE, HEAR, AGAIN = range(8)
 """Steps: bytes for the control connection; the same with a head; one of `streams.control_messages`;
 open a channel; frames for it; a device's whole stream for it; wait for a message; open a connection again."""
 
-GREET, WINDOW = 1, 2
-"""Options: the greetings are exchanged first; connections may be opened again."""
+GREET, WINDOW, JOURNAL = 1, 2, 4
+"""Options: the greetings are exchanged first; connections may be opened again; there is a journal."""
 
 MOST_STEPS = 40
 PATIENCE = 0.25
@@ -203,6 +206,16 @@ async def _ended(task: asyncio.Task[Any], *, cancel: bool) -> BaseException | No
     return error
 
 
+@contextlib.contextmanager
+def _journal(data: bytes) -> Iterator[Journal | None]:
+    """An empty one, if the options say so."""
+    if not data[0] & JOURNAL:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Journal(Path(folder, "journal"))
+
+
 # ----------------------------------------------------------------- destination
 
 
@@ -218,31 +231,29 @@ def play_destination(data: bytes) -> BaseException | None:
 
 
 async def _destination(data: bytes) -> BaseException | None:
-    policy = Policy(connect_timeout=5, stall_timeout=5)
-    with device() as there:
-        async with listen("tcp://127.0.0.1:0", [there], policy=policy) as listener:
+    policy = Policy(connect_timeout=5, stall_timeout=5, resolve_timeout=PATIENCE)
+    with device() as there, _journal(data) as journal:
+        where = "tcp://127.0.0.1:0"
+        async with listen(where, [there], policy=policy, journal=journal) as listener:
             session = asyncio.create_task(listener.receive())
             address = Address.parse(listener.address)
             peer = Peer()
             try:
                 await _be_source(peer, address, data)
                 peer.finish()
-                await _greeted(peer)
-                # With a window it waits for the connections to come back; without a session, for one.
-                waits = listener._session is None or listener._session._control.resumable
-                error = await _ended(session, cancel=waits)
+                # Until the listener is through with all connections; what it accepts with goes on.
+                while len(listener._tasks) > 1:
+                    await asyncio.wait(listener._tasks, return_when=asyncio.FIRST_COMPLETED)
+                # Without a session it waits for one; with a window, for connections to come back.
+                began = listener._session
+                waits = began is None and listener._waiting.empty()
+                resumable = began is not None and began._control.resumable
+                error = await _ended(session, cancel=waits or resumable)
             finally:
                 peer.close()
         if not isinstance(error, HandoverInDoubt):
             assert there.state is State.RUNNING, f"{there.state} after {error!r}"
         return error
-
-
-async def _greeted(peer: Peer) -> None:
-    """Let the listener take notice: it answers a preamble, or closes."""
-    if peer.control is not None and peer.keys is None:
-        with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().sock_recv(peer.control, 1)
 
 
 async def _dial(address: Address, hello: bytes) -> socket.socket:
@@ -315,6 +326,8 @@ def destination_scripts() -> Iterable[bytes]:
     end += picked(messages.Goodbye)
     again = (AGAIN, b"\1\0\1" + HEARD.pack(3))
     yield script(GREET, *begin, *picked(messages.Switchover), *end)
+    yield script(GREET | JOURNAL, *begin, *end)
+    yield script(GREET | JOURNAL, *picked(messages.Resolve), (HEAR, b""))
     probe = messages.encode(messages.Probe(size=1000))
     pads = streams.Stream().other(model.PAD, 1000).bytes()
     yield script(GREET, *begin, (FRAMED, probe), (DATA, b"\0" + pads), (HEAR, b""), *end)
@@ -413,13 +426,18 @@ async def _migrate(data: bytes) -> BaseException | None:
         downtime_limit=5,
         on_no_convergence="switchover",
         reconnect_timeout=PATIENCE if data[0] & WINDOW else 0,
+        resolve_timeout=PATIENCE,
         window=1 << 20,
     )
-    with device(7) as here, socket.create_server(("127.0.0.1", 0)) as listening:
+    with (
+        device(7) as here,
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        _journal(data) as journal,
+    ):
         listening.setblocking(False)
         server = _Server(listening)
         address = str(Address.of(listening))
-        session = asyncio.create_task(migrate([here], address, policy=policy))
+        session = asyncio.create_task(migrate([here], address, policy=policy, journal=journal))
         try:
             await server.greeted.wait()
             await _be_destination(server, data)
@@ -506,6 +524,7 @@ def source_scripts() -> Iterable[bytes]:
     begin = [(HEAR, b"")] * 3  # its offer and two probes
     end = [*picked(messages.SwitchoverAck), (HEAR, b""), (WHOLE, b""), (HEAR, b"")]
     yield script(GREET, *begin, *end)
+    yield script(GREET | JOURNAL, *begin, *end)
     yield script(GREET, *begin, *end[1:])
     yield script(GREET | WINDOW, *begin, *end)
     yield script(GREET | WINDOW, *begin, (AGAIN, b"\1\0\1" + HEARD.pack(4)), *end)

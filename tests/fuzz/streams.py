@@ -121,6 +121,9 @@ def control_messages() -> list[messages.Message]:
         messages.Loaded(devices=[loaded], validate_seconds=0.1, ready_seconds=0.1),
         messages.Commit(),
         messages.Running(resume_seconds=0.1, start_vcpus_seconds=0.0),
+        messages.Resolve(session="s", decision="run"),
+        messages.Resolve(session="s", decision="discard", journal="j"),
+        messages.Discarded(reason="it never came"),
         messages.Goodbye(),
         messages.Failed(reason="it broke", cancelled=True),
     ]
@@ -160,3 +163,25 @@ def preambles() -> Iterable[bytes]:
     yield Preamble(Role.DATA, 3, bytes(range(16))).pack()
     yield Preamble(Role.DATA, 3, bytes(range(16)), 255).pack() + Stream().other(CLOSE).bytes()
     yield Preamble(Role.CONTROL).pack() + b"".join(framed(message) for message in encoded())
+
+
+def sealed_line(body: bytes) -> bytes:
+    """A line of a journal with a right check."""
+    return f"{_frame.crc(body):08x} ".encode() + body + b"\n"
+
+
+def journals(role: str) -> Iterable[bytes]:
+    """Files as a journal writes them."""
+    roads = {
+        "source": (("BEGUN", "COMMITTED", "RELEASED"), ("BEGUN", "BACK"), ("BEGUN", "BY_HAND")),
+        "destination": (("BEGUN", "LOADED", "COMMITTED", "RUNNING", "TOLD"), ("DISCARDED",)),
+    }
+    about = {
+        "BEGUN": ',"peer":"tcp://a:1","devices":{"tty0":true}',
+        "LOADED": ',"states":{"tty0":"STOP"}',
+        "COMMITTED": ',"identity":"0123"',
+        "BY_HAND": ',"choice":"run"',
+    }
+    for road in roads[role]:
+        lines = [f'{{"step":"{step}","time":1.5{about.get(step, "")}}}' for step in road]
+        yield b"".join(sealed_line(line.encode()) for line in lines)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -38,10 +39,12 @@ from vfioflow.devices.sizes import parse_size
 from vfioflow.errors import (
     ConfigError,
     IntegrityError,
+    JournalError,
     PeerLost,
     ProtocolError,
     RemoteError,
 )
+from vfioflow.journal import Journal, Role, Step, check_session
 from vfioflow.policy import Policy
 from vfioflow.states import State
 from vfioflow.wire import messages
@@ -406,6 +409,41 @@ def devices_file(data: bytes) -> None:
         device.close()
 
 
+def journal(data: bytes) -> None:
+    """A journal's file: the steps that it records, in an order that can be, or a JournalError."""
+    if not data:
+        return
+    role: Role = "source" if data[0] & 1 else "destination"
+    text = data[1:]
+    if data[0] & 2:
+        lines = [line.partition(b" ")[2] for line in text.split(b"\n")]
+        text = b"".join(map(streams.sealed_line, filter(None, lines)))
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Journal(folder)
+        file = Path(folder, f"s.{role}.journal")
+        file.write_bytes(text)
+        try:
+            story = kept.find("s", role)
+            assert len(kept.stories()) == (story is not None)
+            entry = kept.open("s", role)
+        except JournalError as error:
+            assert str(file) in str(error)
+            return
+        if entry is None:
+            assert story is None
+            return
+        with entry:
+            assert story is not None
+            assert entry.records == story.records
+            for step in filter(entry.allows, Step):
+                entry.record(step, reason="fuzz")
+                break
+            again = kept.find("s", role)
+            assert again is not None
+            assert (again.records, again.torn) == (entry.records, entry.torn)
+            assert len(kept.pending()) == again.pending
+
+
 def _convert(kind: click.ParamType) -> Callable[[str], object]:
     return lambda text: kind.convert(text, None, None)
 
@@ -418,6 +456,7 @@ TEXTS: tuple[Callable[[str], object], ...] = (
     _convert(DURATION),
     _convert(BANDWIDTH),
     lambda text: Policy(compression=text),
+    check_session,
     lambda text: bind(f"fd://{text}"),
 )
 
@@ -437,6 +476,8 @@ def text(data: bytes) -> None:
         return
     if isinstance(value, int | float):
         assert 0 <= value < float("inf")
+    if parse is check_session:
+        assert Path("/journal", str(value)).parent == Path("/journal")
     if isinstance(value, Address) and "%" not in value.host:
         assert Address.parse(str(value)) == value
 
@@ -473,7 +514,7 @@ def _with_options(options: Iterable[int], seeds: Callable[[], Iterable[bytes]]) 
 
 def _texts() -> Iterable[bytes]:
     some = ("64MiB", "1.5 GiB", "RUNNING->STOP", "tcp://127.0.0.1:4747", "tcp://[::1]:0", "300ms")
-    some += ("2min", ".5s", "10Gbit", "1GiB/s", "zstd:-5", "auto", "99999")
+    some += ("2min", "0123-abc.d", ".5s", "10Gbit", "1GiB/s", "zstd:-5", "auto", "99999")
     return [bytes([which]) + one.encode() for which in range(len(TEXTS)) for one in some]
 
 
@@ -504,6 +545,15 @@ TARGETS: dict[str, Target] = {
     "destination": Target(sessions.destination, sessions.destination_scripts),
     "source": Target(sessions.source, sessions.source_scripts),
     "devices-file": Target(devices_file, _files),
+    "journal": Target(
+        journal,
+        lambda: [
+            bytes([number | repair]) + seed
+            for number, role in enumerate(("destination", "source"))
+            for repair in (0, 2)
+            for seed in streams.journals(role)
+        ],
+    ),
     "text": Target(text, _texts),
     "sim-stream": Target(sim_stream, _with_options((0, 1), sessions.sim_streams)),
 }
