@@ -123,7 +123,10 @@ def main() -> None:
 
     chosen = given.target or list(TARGETS)
     (given.corpus.parent / "findings").mkdir(parents=True, exist_ok=True)
-    print(f"Fuzzing {len(chosen)} targets for {given.seconds} s each, {given.jobs} at a time", flush=True)
+    print(
+        f"Fuzzing {len(chosen)} targets for {given.seconds} s each, {given.jobs} at a time",
+        flush=True,
+    )
     with ThreadPoolExecutor(given.jobs) as workers:
         results = list(
             workers.map(

@@ -23,7 +23,9 @@ def main() -> None:
     name = sys.argv.pop(1)
     entry = TARGETS[name].entry
     logging.disable()
-    sessions.PATIENCE = 0.03  # a script that waits in vain must not cost much; a late answer only its rest
+    sessions.PATIENCE = (
+        0.03  # a script that waits in vain must not cost much; a late answer only its rest
+    )
     atheris.Setup(sys.argv, entry)
     atheris.Fuzz()
 

@@ -15,18 +15,18 @@ from collections.abc import Coroutine, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest import mock
 
-import model
 import streams
 
-from vfioflow import HandoverInDoubt, Policy, SimDevice, State, VfioflowError, listen, migrate, probe, reconnect
+from vfioflow import (
+    SimDevice,
+    State,
+    VfioflowError,
+)
 from vfioflow.journal import Journal
 from vfioflow.wire import messages
-from vfioflow.wire.address import Address
 from vfioflow.wire.control import MAX_MESSAGE
 from vfioflow.wire.keys import Keys
-from vfioflow.wire.opening import HEARD, Preamble, Role
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ MOST_STEPS = 40
 PATIENCE = 0.25
 """Seconds to wait for a message that may not come.  Once: after that nothing is waited for."""
 
-_CHUNK = 65536
+CHUNK = 65536
 
 
 @cache
@@ -73,7 +73,7 @@ def stream() -> bytes:
         data = b""
         while True:
             with contextlib.suppress(BlockingIOError):
-                piece = port.read(_CHUNK)
+                piece = port.read(CHUNK)
                 data += piece
                 if not piece:
                     break
@@ -190,7 +190,7 @@ async def exactly(sock: socket.socket, size: int) -> bytes:
     return data
 
 
-async def _ended(task: asyncio.Task[Any], *, cancel: bool) -> BaseException | None:
+async def ended(task: asyncio.Task[Any], *, cancel: bool) -> BaseException | None:
     """How a session ended whose peer is gone."""
     if cancel:
         task.cancel()
@@ -207,337 +207,10 @@ async def _ended(task: asyncio.Task[Any], *, cancel: bool) -> BaseException | No
 
 
 @contextlib.contextmanager
-def _journal(data: bytes) -> Iterator[Journal | None]:
+def kept_journal(data: bytes) -> Iterator[Journal | None]:
     """An empty one, if the options say so."""
     if not data[0] & JOURNAL:
         yield None
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Journal(Path(folder, "journal"))
-
-
-# ----------------------------------------------------------------- destination
-
-
-def destination(data: bytes) -> None:
-    """A destination whose source follows the script."""
-    if data:
-        play_destination(data)
-
-
-def play_destination(data: bytes) -> BaseException | None:
-    """How it ended."""
-    return run(_destination(data))
-
-
-async def _destination(data: bytes) -> BaseException | None:
-    policy = Policy(connect_timeout=5, stall_timeout=5, resolve_timeout=PATIENCE)
-    with device() as there, _journal(data) as journal:
-        where = "tcp://127.0.0.1:0"
-        async with listen(where, [there], policy=policy, journal=journal) as listener:
-            session = asyncio.create_task(listener.receive())
-            address = Address.parse(listener.address)
-            peer = Peer()
-            try:
-                await _be_source(peer, address, data)
-                peer.finish()
-                # Until the listener is through with all connections; what it accepts with goes on.
-                while len(listener._tasks) > 1:
-                    await asyncio.wait(listener._tasks, return_when=asyncio.FIRST_COMPLETED)
-                # Without a session it waits for one; with a window, for connections to come back.
-                began = listener._session
-                waits = began is None and listener._waiting.empty()
-                resumable = began is not None and began._control.resumable
-                error = await _ended(session, cancel=waits or resumable)
-            finally:
-                peer.close()
-        if not isinstance(error, HandoverInDoubt):
-            assert there.state is State.RUNNING, f"{there.state} after {error!r}"
-        return error
-
-
-async def _dial(address: Address, hello: bytes) -> socket.socket:
-    sock = socket.socket()
-    sock.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(sock, (address.host, address.port))
-    await loop.sock_sendall(sock, hello)
-    return sock
-
-
-async def _be_source(peer: Peer, address: Address, data: bytes) -> None:
-    options = data[0]
-    first = b"" if not options & GREET else Preamble(Role.CONTROL).pack()
-    peer.control = await _dial(address, first)
-    if options & GREET:
-        with contextlib.suppress(OSError):
-            await exactly(peer.control, len(first))
-        hello = messages.encode(streams.control_messages()[0])
-        await peer.send(hello)
-        if (answer := await peer.hear()) is not None:
-            peer.keys = Keys(hello + answer)
-    for what, payload in steps(data):
-        number = payload[0] if payload else 0
-        if what == OPEN and peer.keys is not None and number not in peer.channels:
-            token = peer.keys.token(Role.DATA, number, 0)
-            peer.channels[number] = await _dial(address, Preamble(Role.DATA, number, token).pack())
-        elif what == DATA:
-            await peer.say(
-                peer.channels.get(number), streams.repaired(payload[1:], chunk=_CHUNK)
-            )
-        elif what == WHOLE:
-            frames = streams.Stream().add(model.RAW, 0, stream()).add(model.END, 0)
-            await peer.say(peer.channels.get(number), frames.other(model.CLOSE).bytes())
-        elif what == AGAIN and len(payload) > 2 and peer.keys is not None:
-            await _dial_again(peer, address, payload)
-        else:
-            await peer.tell(what, payload)
-
-
-async def _dial_again(peer: Peer, address: Address, payload: bytes) -> None:
-    """Open a connection again: role, channel, attempt, and what is claimed to have been heard."""
-    role = Role.CONTROL if payload[0] & 1 else Role.DATA
-    number, attempt = (0 if role is Role.CONTROL else payload[1]), payload[2]
-    token = peer.keys.token(role, number, attempt) if peer.keys else bytes(16)
-    hello = Preamble(role, number, token, attempt).pack()
-    sock = await _dial(address, hello + payload[3:])
-    old = peer.control if role is Role.CONTROL else peer.channels.get(number)
-    if role is Role.CONTROL:
-        peer.control = sock
-    else:
-        peer.channels[number] = sock
-    if old is not None:
-        old.close()
-    if peer.patient:
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await exactly(sock, len(hello) + HEARD.size)
-        except (OSError, TimeoutError):
-            peer.patient = False
-
-
-def destination_scripts() -> Iterable[bytes]:
-    """A whole migration, one that breaks and comes back, and pieces."""
-    offer = streams.offer(streams.offered())
-    patient = streams.offer(streams.offered(), window=1 << 20, reconnect_seconds=30.0)
-    begin = [(FRAMED, messages.encode(offer)), (HEAR, b""), (OPEN, b"\0"), (HEAR, b"")]
-    lasting = [(FRAMED, messages.encode(patient)), *begin[1:]]
-    end = [(WHOLE, b"\0"), (HEAR, b""), *picked(messages.Commit), (HEAR, b"")]
-    end += picked(messages.Goodbye)
-    again = (AGAIN, b"\1\0\1" + HEARD.pack(3))
-    yield script(GREET, *begin, *picked(messages.Switchover), *end)
-    yield script(GREET | JOURNAL, *begin, *end)
-    yield script(GREET | JOURNAL, *picked(messages.Resolve), (HEAR, b""))
-    probe = messages.encode(messages.Probe(size=1000))
-    pads = streams.Stream().other(model.PAD, 1000).bytes()
-    yield script(GREET, *begin, (FRAMED, probe), (DATA, b"\0" + pads), (HEAR, b""), *end)
-    yield script(GREET, *begin, *end[:2], *picked(messages.Failed))
-    yield script(GREET, *lasting, again, (AGAIN, b"\0\0\1"), *end)
-    for one in streams.channels():
-        yield script(GREET, *begin, (DATA, b"\0" + one))
-    for one in streams.controls():
-        yield script(GREET, (RAW, one))
-    for one in streams.encoded():
-        yield script(GREET, *begin, (FRAMED, one))
-    for one in streams.preambles():
-        yield script(0, (RAW, one))
-
-
-# ---------------------------------------------------------------------- source
-
-
-class _Server(Peer):
-    """A destination that takes every connection and keeps what arrives on channels."""
-
-    def __init__(self, listening: socket.socket) -> None:
-        super().__init__()
-        self.received: dict[int, bytearray] = {}
-        self.greeted = asyncio.Event()
-        self._listening = listening
-        self._tasks = {asyncio.create_task(self._accept())}
-
-    async def _accept(self) -> None:
-        while True:
-            sock, _ = await self._loop.sock_accept(self._listening)
-            task = asyncio.create_task(self._greet(sock))
-            self._tasks.add(task)
-
-    async def _greet(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            preamble = Preamble.unpack(await exactly(sock, 32))
-            if preamble.role is Role.CONTROL:
-                if preamble.attempt:
-                    await exactly(sock, HEARD.size)
-                if self.control is not None:
-                    self.control.close()
-                self.control = sock
-                self.greeted.set()
-                return
-            if preamble.channel in self.channels:
-                self.channels[preamble.channel].close()
-            self.channels[preamble.channel] = sock
-            kept = self.received.setdefault(preamble.channel, bytearray())
-            while piece := await self._loop.sock_recv(sock, _CHUNK):
-                kept += piece
-
-    async def answer(self, heard: bytes | None) -> None:
-        message = messages.decode(heard) if heard is not None else None
-        if isinstance(message, messages.Offer):
-            answers = [messages.Accept(load_seconds=0.01), messages.Ready(splice=False)]
-        elif isinstance(message, messages.Probe):
-            answers = [messages.ProbeDone()]
-        elif isinstance(message, messages.Switchover):
-            answers = [messages.SwitchoverAck()]
-        elif isinstance(message, messages.Commit):
-            answers = [messages.Running(resume_seconds=0.0, start_vcpus_seconds=0.0)]
-        else:
-            answers = []
-        for one in answers:
-            await self.send(messages.encode(one))
-
-    async def stop(self) -> None:
-        self.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
-
-
-def source(data: bytes) -> None:
-    """A source whose destination follows the script."""
-    if data:
-        play_source(data)
-
-
-def play_source(data: bytes) -> BaseException | None:
-    """How it ended."""
-    return run(_source(data))
-
-
-async def _source(data: bytes) -> BaseException | None:
-    # The wire is measured with as little as can be.
-    with mock.patch.multiple(probe, _FIRST=4096, _LARGEST=4096):
-        return await _migrate(data)
-
-
-async def _migrate(data: bytes) -> BaseException | None:
-    policy = Policy(
-        connect_timeout=5,
-        stall_timeout=5,
-        downtime_limit=5,
-        on_no_convergence="switchover",
-        reconnect_timeout=PATIENCE if data[0] & WINDOW else 0,
-        resolve_timeout=PATIENCE,
-        window=1 << 20,
-    )
-    with (
-        device(7) as here,
-        socket.create_server(("127.0.0.1", 0)) as listening,
-        _journal(data) as journal,
-    ):
-        listening.setblocking(False)
-        server = _Server(listening)
-        address = str(Address.of(listening))
-        session = asyncio.create_task(migrate([here], address, policy=policy, journal=journal))
-        try:
-            await server.greeted.wait()
-            await _be_destination(server, data)
-            server.finish()
-            listening.close()  # nothing comes back from now on
-            with mock.patch.object(reconnect, "_PAUSES", (0.01, 0.01)):
-                error = await _ended(session, cancel=False)
-        finally:
-            await server.stop()
-        if error is None:
-            assert here.state is State.STOP
-        elif isinstance(error, HandoverInDoubt):
-            assert here.state is State.STOP_COPY
-        else:
-            assert here.state is State.RUNNING, f"{here.state} after {error!r}"
-        return error
-
-
-async def _be_destination(server: _Server, data: bytes) -> None:
-    if data[0] & GREET:
-        await server.say(server.control, Preamble(Role.CONTROL).pack())
-        if (theirs := await server.hear()) is not None:
-            mine = messages.encode(streams.control_messages()[0])
-            await server.send(mine)
-            server.keys = Keys(theirs + mine)
-    for what, payload in steps(data):
-        number = payload[0] if payload else 0
-        if what == WHOLE:
-            await _settled(server)
-            await server.send(messages.encode(loaded(server)))
-        elif what == DATA:
-            await server.say(server.channels.get(number), payload[1:])
-        elif what == OPEN and number in server.channels:
-            server.channels[number].close()
-        elif what == AGAIN and len(payload) > 2:
-            await _answer_again(server, payload)
-        else:
-            await server.tell(what, payload)
-
-
-async def _settled(server: _Server) -> None:
-    """Until the device's whole stream is there, if it comes soon."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(PATIENCE if server.patient else 0):
-            while _arrived(server).how != "close":
-                await asyncio.sleep(0.002)
-            return
-    server.patient = False
-
-
-def _arrived(server: _Server) -> model.Outcome:
-    return model.run(bytes(server.received.get(0, b"")), lanes=1, chunk=1 << 20, digests=True)
-
-
-def loaded(server: _Server) -> messages.Loaded:
-    """What a destination that took what arrived says about it."""
-    lane = _arrived(server).lanes[0]
-    one = messages.LoadedDevice(name="tty0", size=len(lane.content), digest=lane.digest)
-    return messages.Loaded(devices=[one], validate_seconds=0.0, ready_seconds=0.0)
-
-
-async def _answer_again(server: _Server, payload: bytes) -> None:
-    """Break a connection, and answer the one that is opened in its place."""
-    role = Role.CONTROL if payload[0] & 1 else Role.DATA
-    number, attempt = (0 if role is Role.CONTROL else payload[1]), payload[2]
-    old = server.control if role is Role.CONTROL else server.channels.get(number)
-    if old is None:
-        return
-    with contextlib.suppress(OSError):
-        old.shutdown(socket.SHUT_RDWR)
-    try:
-        async with asyncio.timeout(PATIENCE if server.patient else 0):
-            while old is (server.control if role is Role.CONTROL else server.channels.get(number)):
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        server.patient = False
-    answer = server.keys.answer(role, number, attempt) if server.keys else bytes(16)
-    new = server.control if role is Role.CONTROL else server.channels.get(number)
-    await server.say(new, Preamble(role, number, answer, attempt).pack() + payload[3:])
-
-
-def source_scripts() -> Iterable[bytes]:
-    """A whole migration, one that breaks and comes back, and pieces."""
-    begin = [(HEAR, b"")] * 3  # its offer and two probes
-    end = [*picked(messages.SwitchoverAck), (HEAR, b""), (WHOLE, b""), (HEAR, b"")]
-    yield script(GREET, *begin, *end)
-    yield script(GREET | JOURNAL, *begin, *end)
-    yield script(GREET, *begin, *end[1:])
-    yield script(GREET | WINDOW, *begin, *end)
-    yield script(GREET | WINDOW, *begin, (AGAIN, b"\1\0\1" + HEARD.pack(4)), *end)
-    yield script(GREET | WINDOW, *begin, (AGAIN, b"\0\0\1" + HEARD.pack(0)), *end)
-    yield script(GREET, *begin, *picked(messages.Failed))
-    yield script(GREET, *begin, *end[:3], *picked(messages.Failed))
-    yield script(GREET | WINDOW, *begin, (DATA, b"\0" + HEARD.pack(32)), *end)
-    accept = messages.encode(messages.Accept(load_seconds=0.1))
-    ready = messages.encode(messages.Ready(splice=True))
-    yield script(GREET, (FRAMED, accept), (FRAMED, ready), *picked(messages.ProbeDone) * 2, *end)
-    for one in streams.controls():
-        yield script(GREET, (RAW, one))
-    for one in streams.encoded():
-        yield script(GREET, *begin, (FRAMED, one))
-    for one in streams.preambles():
-        yield script(0, (RAW, one))

@@ -28,7 +28,9 @@ class Stream:
         crc = _frame.crc(data, crc)
         payload = {RAW: data, ZSTD: zstandard.compress(data)}.get(kind, b"")
         self._at[lane] = (offset + len(data), crc)
-        self.frames.append(sealed(kind, pages, lane, len(payload), offset, len(data), crc) + payload)
+        self.frames.append(
+            sealed(kind, pages, lane, len(payload), offset, len(data), crc) + payload
+        )
         return self
 
     def other(self, kind: int, length: int = 0) -> Stream:
@@ -90,7 +92,9 @@ def channels() -> Iterable[bytes]:
     yield Stream().other(CLOSE).bytes()
     yield Stream().other(PAD, 300).other(PAD).other(CLOSE).bytes()
     yield Stream().add(RAW, 0, b"device").add(ZERO, 0, bytes(100)).add(END, 0).other(CLOSE).bytes()
-    yield Stream().add(ZSTD, 0, TEXT).add(MARK, 0).add(RAW, 0, TEXT).add(END, 0).other(CLOSE).bytes()
+    yield (
+        Stream().add(ZSTD, 0, TEXT).add(MARK, 0).add(RAW, 0, TEXT).add(END, 0).other(CLOSE).bytes()
+    )
     both = Stream().add(RAW, 1, b"one", pages=1).add(ZSTD, 0, TEXT).add(MARK, 1).add(END, 1)
     yield both.add(END, 0).other(CLOSE).bytes()
     yield Stream().add(RAW, 0, TEXT).add(END, 0).add(MARK, 0).bytes()
