@@ -239,7 +239,7 @@ def _unpack(line: bytes) -> Record | None:
         return None
     try:
         return _decoder.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # msgspec lets two through
         return None
 
 

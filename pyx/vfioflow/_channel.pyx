@@ -396,9 +396,12 @@ cdef class Channel:
             PeerLost: given up meanwhile.
         """
         cdef int status
+        cdef int fd = socket.fileno()
         cdef fault_t fault
         socket.setblocking(True)
-        if window_resume(&self.c.window, &self.c.fd, socket.fileno(), heard) < 0:
+        with nogil:
+            status = window_resume(&self.c.window, &self.c.fd, fd, heard)
+        if status < 0:
             raise ProtocolError(f"the peer says that it took {heard} bytes of a channel, which cannot be")
         self.socket = socket
         with nogil:

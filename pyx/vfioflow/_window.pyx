@@ -111,7 +111,11 @@ cdef void read_acks(window_t *window, int fd) noexcept nogil:
 
 
 cdef int make_room(window_t *window, int *fd, size_t size, Cancel cancel) noexcept nogil:
-    """Wait until so much may be sent unacknowledged.  Called with the lock.  0 or -errno."""
+    """Wait until so much may be sent unacknowledged.  Called with the lock.  0 or -errno.
+
+    The lock is free while it waits: a peer that says nothing must not hold up who brings another
+    connection.
+    """
     cdef pollfd about
     cdef int status = 0
     if size > window.size:
@@ -296,8 +300,9 @@ cdef void window_unpark(window_t *window, int *fd, int new_fd) noexcept nogil:
 
 
 cdef void window_give_up(window_t *window) noexcept nogil:
-    """There will be no other connection."""
-    pthread_mutex_lock(&window.lock)
+    """There will be no other connection.
+
+    Without the lock, which a sender holds while its peer reads nothing; who waits looks again in a moment.
+    """
     window.lost = 1
     signal(window)
-    pthread_mutex_unlock(&window.lock)

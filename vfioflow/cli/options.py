@@ -35,6 +35,9 @@ else:
     _Float = _Int = _Any = click.ParamType
 
 
+_NUMBER = r"(\d{1,30}\.?\d{0,30}|\.\d{1,30})"
+
+
 class _Duration(_Float):
     """Seconds: ``300ms``, ``0.3s``, ``0.3``, ``2min``."""
 
@@ -46,7 +49,7 @@ class _Duration(_Float):
     ) -> float:
         if isinstance(value, int | float):
             return float(value)
-        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms|s|min|)\s*", value)
+        match = re.fullmatch(rf"\s*{_NUMBER}\s*(ms|s|min|)\s*", value, re.ASCII)
         if match is None:
             self.fail(f"{value!r} is no duration: write 300ms, 0.3s, 2min, or seconds", param, ctx)
         return float(match[1]) * self._UNITS[match[2]]
@@ -76,7 +79,7 @@ class _Bandwidth(_Int):
         if isinstance(value, int):
             return value
         text = value.strip().removesuffix("/s").strip()
-        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(kbit|Mbit|Gbit)", text)
+        match = re.fullmatch(rf"{_NUMBER}\s*(kbit|Mbit|Gbit)", text, re.ASCII)
         if match is not None:
             return int(float(match[1]) * self._BITS[match[2]] / 8)
         try:

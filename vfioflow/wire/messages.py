@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -41,6 +41,11 @@ VERSION = 2
 
 NONCE_SIZE = 32
 
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
+"""A time that a side measured or expects; never NaN, which would pass every comparison."""
+
+Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
 
 class _Message(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True
@@ -74,7 +79,7 @@ class OfferedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     driver: str
     profile: str
     flags: int
-    size: int | None
+    size: Bytes | None
 
 
 class Offer(_Message, frozen=True, tag="offer"):
@@ -98,7 +103,7 @@ class Accept(_Message, frozen=True, tag="accept"):
     ``load_seconds`` is what the destination expects from the end of the data to RUNNING.
     """
 
-    load_seconds: float
+    load_seconds: Seconds
 
 
 class Refuse(_Message, frozen=True, tag="refuse"):
@@ -119,7 +124,7 @@ class Ready(_Message, frozen=True, tag="ready"):
 class Probe(_Message, frozen=True, tag="probe"):
     """Source to destination: so many pad bytes in all are on their way."""
 
-    size: int
+    size: Bytes
 
 
 class ProbeDone(_Message, frozen=True, tag="probe-done"):
@@ -151,7 +156,7 @@ class LoadedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What the destination took of one device: bytes and digest of its stream."""
 
     name: str
-    size: int
+    size: Bytes
     digest: int
 
 
@@ -162,10 +167,10 @@ class Loaded(_Message, frozen=True, tag="loaded"):
     """
 
     devices: list[LoadedDevice]
-    validate_seconds: float
-    ready_seconds: float
+    validate_seconds: Seconds
+    ready_seconds: Seconds
     journal: str = ""
-    journal_seconds: float = 0.0
+    journal_seconds: Seconds = 0.0
 
 
 class Commit(_Message, frozen=True, tag="commit"):
@@ -175,9 +180,9 @@ class Commit(_Message, frozen=True, tag="commit"):
 class Running(_Message, frozen=True, tag="running"):
     """Destination to source: every device is RUNNING and the vCPUs are started."""
 
-    resume_seconds: float
-    start_vcpus_seconds: float
-    journal_seconds: float = 0.0
+    resume_seconds: Seconds
+    start_vcpus_seconds: Seconds
+    journal_seconds: Seconds = 0.0
 
 
 class Resolve(_Message, frozen=True, tag="resolve"):
@@ -244,5 +249,8 @@ def encode(message: Message) -> bytes:
 
 def decode(data: bytes) -> Message:
     """The message in ``data``.  Raises msgspec.DecodeError for anything else."""
-    message: Message = _decoder.decode(data)
+    try:
+        message: Message = _decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:  # msgspec lets these two through
+        raise msgspec.DecodeError(str(error)) from None
     return message
