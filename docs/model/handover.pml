@@ -151,7 +151,7 @@ inline ask(decision) {
     do
     :: atomic { !asking && answer == none && d_up ->
            asking = true; asked = decision; news = false }
-    :: atomic { answer != none -> break }
+    :: atomic { answer != none -> heard = answer; answer = none; break }
     od
 }
 
@@ -216,7 +216,11 @@ S_COMMIT:
         say(to_d, commit);
         record(sj, COMMITTED, go_back);
 #else
+#ifdef MUTANT_RUN_BEFORE_BACK
         record(sj, COMMITTED, go_back);
+#else
+        record(sj, COMMITTED, unsure);
+#endif
         say(to_d, commit);
 #endif
         if
@@ -243,7 +247,7 @@ comeback:
         :: atomic { FOUND_RUNNING -> hang_up() }
            ask(discard);
            atomic {
-               heard = answer; hang_up();
+               hang_up();
                if
                :: heard == discarded -> goto S_TAKEN_BACK
                :: else -> goto doubt
@@ -251,8 +255,7 @@ comeback:
         :: atomic { !FOUND_RUNNING -> hang_up() }
            ask(run_);
            atomic {
-               heard = answer; answer = none;  /* the connection stays open, for goodbye */
-               if
+               if  /* the connection stays open, for goodbye */
                :: heard == discarded -> hang_up(); goto S_TAKEN_BACK
                :: heard == running -> goto S_RELEASED
                :: else -> hang_up(); goto doubt
@@ -291,6 +294,22 @@ resume:
         fi;
         goto done;
 
+        /* COMMITTED could not be recorded, and may be there all the same: then a process after this one would
+         * have the destination run.  So the devices stay stopped until that cannot be. */
+unsure:
+        say(to_d, failed);
+        atomic { open = false; clear(to_s); hang_up() };
+        record(sj, BACK, unsure_still);
+        goto run_here;
+unsure_still:
+        ask(discard);
+        atomic {
+            hang_up();
+            if
+            :: heard == discarded -> goto run_here
+            :: else -> goto doubt
+            fi };
+
         /* COMMIT was never said. */
 go_back:
         say(to_d, failed);
@@ -311,7 +330,7 @@ tell_discard:
         atomic { hang_up() };
         ask(discard);
         atomic {
-            heard = answer; hang_up();
+            hang_up();
             if
             :: heard == running && !s_lost -> BROKEN(nobody_runs_who_was_discarded)
             :: else
@@ -343,6 +362,11 @@ end_source:
 
 /* --------------------------------------------------------------- the destination */
 
+inline lose_destination() {
+    if :: dj == COMMITTED || dj == RUNNING || dj == TOLD || pruned -> d_lost = true :: else fi;
+    ddev[0] = Free; ddev[1] = Free; dvcpu = false
+}
+
 /* A request of `resolve`, of the connection that is open or of one before it. */
 #define REQUEST (asked != none || stale != none)
 
@@ -356,10 +380,10 @@ inline hear(decision) {
 proctype Destination() {
     mtype heard, decision;
     bool live;       /* a session of this process: it answers on the control connection too */
-    bool attempted;  /* COMMITTED was tried, and may be on the disk */
+    mtype known;     /* what this process answers without looking into its journal: it did it itself */
 begin:
     {
-        live = false; attempted = false;
+        live = false; known = none;
         if
         :: atomic { dj == BEGUN -> goto D_DISCARDED }
         :: atomic { dj == COMMITTED && MAY_CARRY_ON(ddev[0]) && MAY_CARRY_ON(ddev[1]) -> goto take_over }
@@ -370,8 +394,6 @@ begin:
         fi;
 
 idle:
-        live = false;
-        attempted = false;
 end_idle:
         do
         :: atomic { to_d?heard ->
@@ -385,6 +407,10 @@ end_idle:
                thanks = false; if :: dj == RUNNING -> dj = TOLD :: else fi }
         :: atomic { REQUEST ->  /* judge() */
                hear(decision);
+               if
+               :: known != none -> tell(known); goto idle
+               :: else
+               fi;
                if
                :: dj == NONE -> goto D_DISCARDED  /* presumed abort */
                :: dj == BEGUN -> goto D_DISCARDED
@@ -438,11 +464,9 @@ D_COMMITTED:
 #ifdef MUTANT_RUN_BEFORE_COMMITTED
         bring(ddev, Running);
 #endif
-        attempted = true;
         record(dj, COMMITTED, unrecorded);
 
 take_over:
-        attempted = true;
         do
         :: atomic { ddev[0] != Running && ddev[0] != Free -> ddev[0] = Running; d_ran = true }
         :: atomic { ddev[1] != Running && ddev[1] != Free -> ddev[1] = Running; d_ran = true }
@@ -453,6 +477,7 @@ take_over:
 D_RUNNING:
         record(dj, RUNNING, runs);
 runs:
+        known = running;
         if
         :: atomic { live -> live = false }
            say(to_s, running)
@@ -489,14 +514,18 @@ D_DISCARDED:
         record(dj, DISCARDED, doubt);
 #endif
 reset:
-        bring(ddev, Free);
+        do
+        :: atomic { !SAYS_RUNNING(ddev[0]) -> ddev[0] = Free }
+        :: atomic { !SAYS_RUNNING(ddev[1]) -> ddev[1] = Free }
+        :: atomic { SAYS_RUNNING(ddev[0]) && SAYS_RUNNING(ddev[1]) -> break }
+        od;
 say_discarded:
         if
         :: atomic { (live || serving) && dj != DISCARDED -> BROKEN(a_promise_is_recorded) }
         :: atomic { !((live || serving) && dj != DISCARDED) -> skip }
         fi;
         if
-        :: atomic { live -> live = false }
+        :: atomic { live -> live = false; known = discarded }
            say(to_s, discarded)
         :: atomic { !live -> skip }
         fi;
@@ -513,7 +542,10 @@ end_in_doubt:
         do
         :: atomic { REQUEST -> hear(decision); tell(failed) }
         :: atomic { thanks -> thanks = false }
-        :: atomic { news = true; goto begin }
+        :: atomic { true ->  /* which ends its process, and devices that do not outlive it */
+               news = true;
+               if :: d_outlives :: else -> lose_destination() fi;
+               goto begin }
         od
     } unless {
         atomic { !d_up -> heard = none; decision = none }
@@ -543,11 +575,6 @@ inline lose_source() {
     sdev[0] = Free; sdev[1] = Free; svcpu = false
 }
 
-inline lose_destination() {
-    if :: dj == COMMITTED || dj == RUNNING || dj == TOLD || pruned -> d_lost = true :: else fi;
-    ddev[0] = Free; ddev[1] = Free; dvcpu = false
-}
-
 inline crash_source() {
     s_up = false; open = false; clear(to_s); keep_or_clear(to_d);
     drop_request(); answer = none
@@ -568,7 +595,7 @@ proctype Weather() {
            if :: d_outlives :: else -> lose_destination() fi }
     :: atomic { hosts > 0 && s_up && s_outlives -> hosts--; crash_source(); lose_source() }
     :: atomic { hosts > 0 && d_up && d_outlives -> hosts--; crash_destination(); lose_destination() }
-    :: atomic { dj == TOLD -> dj = NONE; pruned = true }
+    :: atomic { dj == TOLD && stale == none -> dj = NONE; pruned = true }
     :: break
     od
 }
@@ -599,8 +626,8 @@ proctype Finally() {
     :: atomic { d_lost && S_RUNS -> BROKEN(one_runs_in_the_end) }
     :: atomic { !d_lost && (SAVING(sdev[0]) || SAVING(sdev[1]) || SAVING(ddev[0]) || SAVING(ddev[1])) -> BROKEN(none_saves_in_the_end) }
     :: atomic { !d_lost && !D_WHOLE && !D_FREE -> BROKEN(runs_or_is_free) }
-    :: atomic { !d_lost && (sj == BEGUN || sj == COMMITTED || dj == BEGUN || dj == LOADED || dj == COMMITTED) -> BROKEN(journals_have_ended) }
-    :: atomic { s_lost && !s_lost_early && !d_lost && !D_WHOLE -> BROKEN(committed_is_not_lost) }
+    :: atomic { !d_lost && (sj == BEGUN || sj == COMMITTED || dj == BEGUN || dj == LOADED || (dj == COMMITTED && !D_WHOLE)) -> BROKEN(journals_have_ended) }
+    :: atomic { s_lost && !s_lost_early && !d_lost && unwritten == UNWRITTEN && !D_WHOLE -> BROKEN(committed_is_not_lost) }
     :: else
     fi
 }
