@@ -73,6 +73,7 @@ bool d_ran = false;                /* something ran at the destination */
 bool s_lost = false;               /* the source's devices were lost, before it was RELEASED */
 bool s_lost_early = false;         /* and before it was COMMITTED */
 bool d_lost = false;               /* the destination's were, when it was COMMITTED or later */
+bool d_emptied = false;            /* or earlier, with what they had taken so far */
 bool pruned = false;               /* the destination's entry was removed for its age, after TOLD */
 bool news = false;                 /* the destination was started again since the source asked */
 bool s_doubt = false;              /* the source ended in doubt */
@@ -363,6 +364,7 @@ end_source:
 /* --------------------------------------------------------------- the destination */
 
 inline lose_destination() {
+    if :: !D_FREE -> d_emptied = true :: else fi;
     if :: dj == COMMITTED || dj == RUNNING || dj == TOLD || pruned -> d_lost = true :: else fi;
     ddev[0] = Free; ddev[1] = Free; dvcpu = false
 }
@@ -521,8 +523,10 @@ reset:
         od;
 say_discarded:
         if
+#ifndef NO_PROMISE
         :: atomic { (live || serving) && dj != DISCARDED -> BROKEN(a_promise_is_recorded) }
-        :: atomic { !((live || serving) && dj != DISCARDED) -> skip }
+#endif
+        :: atomic { else -> skip }
         fi;
         if
         :: atomic { live -> live = false; known = discarded }
@@ -626,8 +630,8 @@ proctype Finally() {
     :: atomic { d_lost && S_RUNS -> BROKEN(one_runs_in_the_end) }
     :: atomic { !d_lost && (SAVING(sdev[0]) || SAVING(sdev[1]) || SAVING(ddev[0]) || SAVING(ddev[1])) -> BROKEN(none_saves_in_the_end) }
     :: atomic { !d_lost && !D_WHOLE && !D_FREE -> BROKEN(runs_or_is_free) }
-    :: atomic { !d_lost && (sj == BEGUN || sj == COMMITTED || dj == BEGUN || dj == LOADED || (dj == COMMITTED && !D_WHOLE)) -> BROKEN(journals_have_ended) }
-    :: atomic { s_lost && !s_lost_early && !d_lost && unwritten == UNWRITTEN && !D_WHOLE -> BROKEN(committed_is_not_lost) }
+    :: atomic { !d_lost && !(s_lost && s_outlives) && (sj == BEGUN || sj == COMMITTED || dj == BEGUN || dj == LOADED || (dj == COMMITTED && !D_WHOLE)) -> BROKEN(journals_have_ended) }
+    :: atomic { s_lost && !s_lost_early && !s_outlives && !d_emptied && unwritten == UNWRITTEN && !D_WHOLE -> BROKEN(committed_is_not_lost) }
     :: else
     fi
 }
