@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vfioflow import admission, barrier, events, precopy
@@ -38,13 +39,16 @@ from vfioflow.states import Flags, State
 from vfioflow.threads import finish, in_thread
 from vfioflow.wire import messages
 from vfioflow.wire.control import Control
-from vfioflow.wire.greeting import answer
 from vfioflow.wire.keys import Keys
 from vfioflow.wire.opening import Preamble
 
-__all__ = ["Destination"]
+__all__ = ["Caller", "Destination"]
 
 _LARGEST_WINDOW = 2**40
+_LARGEST_STATE = 2**50
+_LONGEST = 1e9
+"""Seconds."""
+_LONGEST_NAME = 255
 
 
 class _Lane:
@@ -70,23 +74,39 @@ class _Lane:
             self.port = None
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A source that has greeted and offered."""
+
+    control: Control
+    session: str
+    keys: Keys
+    offer: messages.Offer
+
+
 class Destination(Session):
     """One migration, seen from the destination.  ``report`` is there however it ends."""
 
     def __init__(
         self,
-        sock: socket.socket,
+        caller: Caller,
         devices: Sequence[Device],
         *,
         policy: Policy,
         hooks: Hooks,
         observer: Observer | None,
     ) -> None:
-        self._control = Control(sock)
-        report = Report(role="destination", outcome="failed", peer=str(self._control.peer))
+        self._control = caller.control
+        self._keys = caller.keys
+        self._offer = caller.offer
+        report = Report(
+            role="destination",
+            outcome="failed",
+            session=caller.session,
+            peer=str(caller.control.peer),
+        )
         super().__init__(devices, report, policy=policy, hooks=hooks, observer=observer)
         self._lanes: list[_Lane] = []
-        self._keys: Keys | None = None
         self._sockets: list[socket.socket | None] = []
         self._all_here = asyncio.Event()
         self._in: Inbound | None = None
@@ -103,9 +123,8 @@ class Destination(Session):
         """Take the devices over.  Once per object.  Raises as `Listener.receive` does."""
         begin = time.monotonic()
         try:
-            offer = await self._greet()
-            await self._admit(offer)
-            await self._open_channels(offer)
+            await self._admit(self._offer)
+            await self._open_channels(self._offer)
             await self._load()
             loaded = await self._validate()
             await finish(self._hand_over(loaded))
@@ -123,18 +142,10 @@ class Destination(Session):
 
     # ------------------------------------------------------------------ set-up
 
-    async def _greet(self) -> messages.Offer:
-        """HELLO, both ways; then the OFFER."""
-        self._enter(Phase.CONNECT)
-        limit = self._policy.connect_timeout
-        self.report.session, self._keys = await answer(self._control, limit)
-        return await self._control.expect(
-            messages.Offer, timeout=self._policy.stall_timeout, what="its offer"
-        )
-
     async def _admit(self, offer: messages.Offer) -> None:
         """Is there a match for each, and may they move together?  Then all go to RESUMING."""
         self._enter(Phase.SET_UP)
+        _check_offer(offer)
         offered = [admission.Facts(d.name, d.driver, Flags(d.flags)) for d in offer.devices]
         infos = {device.name: device.info for device in self._devices}
         here = [admission.Facts(i.name, i.driver, i.flags) for i in infos.values()]
@@ -145,14 +156,6 @@ class Destination(Session):
             for name, state in states.items()
             if state != "RUNNING"
         }
-        if not (1 <= offer.channels <= MAX_CHANNELS and 1 <= offer.chunk_size <= CHUNK_LIMIT):
-            raise ProtocolError(
-                f"the offer has {offer.channels} channels and chunks of {offer.chunk_size} bytes"
-            )
-        if not (0 <= offer.window <= _LARGEST_WINDOW and offer.reconnect_seconds >= 0):
-            raise ProtocolError(
-                f"the offer has a window of {offer.window} bytes for {offer.reconnect_seconds} s"
-            )
         if reasons:
             await self._control.send(messages.Refuse(reasons=reasons))
             raise AdmissionError(reasons)
@@ -191,7 +194,6 @@ class Destination(Session):
             window=offer.window,
         )
         if offer.window:
-            assert self._keys is not None
             self._patience = offer.reconnect_seconds
             self._control.resumable = True
             self._rejoin = Rejoin(self._keys, self._control, self._in, limit=self._patience)
@@ -204,7 +206,7 @@ class Destination(Session):
 
     def take_channel(self, preamble: Preamble, sock: socket.socket) -> bool:
         """Take a data connection if it is this session's and still missing."""
-        if self._keys is None or not secrets.compare_digest(
+        if not secrets.compare_digest(
             preamble.token, self._keys.token(preamble.role, preamble.channel, preamble.attempt)
         ):
             return False
@@ -505,6 +507,24 @@ class Destination(Session):
             )
             report.bytes_total += stream.offset if stream is not None else 0
         report.bytes_wire = sum(d.bytes_wire for d in report.devices)
+
+
+def _check_offer(offer: messages.Offer) -> None:
+    """Raise ProtocolError unless all numbers and names in it are of this world."""
+    if not (1 <= offer.channels <= MAX_CHANNELS and 1 <= offer.chunk_size <= CHUNK_LIMIT):
+        raise ProtocolError(
+            f"the offer has {offer.channels} channels and chunks of {offer.chunk_size} bytes"
+        )
+    if not (0 <= offer.window <= _LARGEST_WINDOW and 0 <= offer.reconnect_seconds <= _LONGEST):
+        raise ProtocolError(
+            f"the offer has a window of {offer.window} bytes for {offer.reconnect_seconds} s"
+        )
+    for device in offer.devices:
+        for word in (device.name, device.driver, device.profile):
+            if len(word) > _LONGEST_NAME or not word.isprintable():
+                raise ProtocolError("the offer has a device with a name that cannot be one")
+        if not 0 <= (device.size or 0) <= _LARGEST_STATE:
+            raise ProtocolError(f"the offer has a device {device.name} of {device.size} bytes")
 
 
 def _pass_on(done: asyncio.Future[None], to: asyncio.Future[None]) -> None:

@@ -40,9 +40,10 @@ from vfioflow.threads import finish, in_thread, settle
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
 from vfioflow.wire.control import Control
-from vfioflow.wire.greeting import greet
+from vfioflow.wire.greeting import call as call_peer
 from vfioflow.wire.keys import Keys
-from vfioflow.wire.opening import Preamble, Role, connect, read_preamble
+from vfioflow.wire.opening import Preamble, Role, connect
+from vfioflow.wire.security import Security
 
 __all__ = ["Source", "migrate"]
 
@@ -61,6 +62,7 @@ async def migrate(
     policy: Policy | None = None,
     hooks: Hooks | None = None,
     observer: Observer | None = None,
+    security: Security | None = None,
 ) -> Report:
     """Move a virtual machine's set of devices to the destination listening at ``to``.
 
@@ -72,6 +74,7 @@ async def migrate(
         policy: limits and choices; the defaults suit a set that converges.
         hooks: stop and start of the vCPUs.
         observer: gets every event of :mod:`vfioflow.events`.
+        security: how the two sides know each other: a key or certificates; None: not at all.
 
     Raises:
         ConfigError, AdmissionError: nothing was touched.
@@ -80,7 +83,9 @@ async def migrate(
         asyncio.CancelledError: cancelled; every device is RUNNING here again, unless the
             hand-over was under way, which is finished first.
     """
-    return await Source(devices, to, policy=policy, hooks=hooks, observer=observer).run()
+    return await Source(
+        devices, to, policy=policy, hooks=hooks, observer=observer, security=security
+    ).run()
 
 
 class Source(Session):
@@ -94,8 +99,10 @@ class Source(Session):
         policy: Policy | None = None,
         hooks: Hooks | None = None,
         observer: Observer | None = None,
+        security: Security | None = None,
     ) -> None:
         self._address = Address.parse(to)
+        self._guard = (security or Security()).for_source(self._address.host)
         policy = policy or Policy()
         report = Report(
             role="source",
@@ -165,17 +172,9 @@ class Source(Session):
     async def _connect(self) -> None:
         """HELLO, both ways."""
         self._enter(Phase.CONNECT)
-        limit = self._policy.connect_timeout
-        sock = await connect(self._address, Preamble(Role.CONTROL), limit)
-        try:
-            await read_preamble(sock, limit)
-            self._control = Control(sock)
-        except PeerLost as error:
-            raise PeerLost(f"{self._address}: {error}") from None
-        finally:
-            if self._control is None:
-                sock.close()
-        self._keys = await greet(self._control, self.report.session, limit)
+        self._control, self._keys = await call_peer(
+            self._address, self.report.session, self._guard, self._policy.connect_timeout
+        )
 
     async def _offer(self) -> None:
         """OFFER the set; once it is accepted, open the data connections."""
@@ -214,7 +213,9 @@ class Source(Session):
             for number in range(channels):
                 token = self._keys.token(Role.DATA, number, 0)
                 preamble = Preamble(Role.DATA, number, token)
-                sockets.append(await connect(self._address, preamble, policy.connect_timeout))
+                sockets.append(
+                    await connect(self._address, preamble, policy.connect_timeout, self._guard)
+                )
             ready = await control.expect(
                 messages.Ready, timeout=policy.connect_timeout, what="word that it is ready"
             )
@@ -230,6 +231,7 @@ class Source(Session):
             control.resumable = True
             self._redial = Redial(
                 self._address,
+                self._guard,
                 self._keys,
                 control,
                 self._out,

@@ -14,7 +14,7 @@ from vfioflow.errors import VfioflowError
 
 __all__ = ["cli", "main"]
 
-_COMMANDS = ("demo", "send", "receive", "completion")
+_COMMANDS = ("demo", "send", "receive", "key", "completion")
 
 _EPILOG = """\
 \b

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from vfioflow.cli.console import complain, is_quiet, put, verbosity
-from vfioflow.cli.options import devices_option, json_option, policy_options
+from vfioflow.cli.options import devices_option, json_option, policy_options, security_options
 
 if TYPE_CHECKING:
+    from vfioflow.cli.options import Names
     from vfioflow.cli.render import Check
     from vfioflow.cli.session import Ended
     from vfioflow.devices.base import Device
@@ -35,17 +36,25 @@ log = logging.getLogger("vfioflow")
     required=True,
     help="Address to wait at; port 0 takes a free one, which is then printed.",
 )
+@security_options("destination")
 @policy_options("connect_timeout", "stall_timeout")
 @json_option
 @click.option("--until-eof", is_flag=True, hidden=True)
 @verbosity
-def command(devices_file: str, where: str, policy: Policy, as_json: bool, until_eof: bool) -> int:
+def command(
+    devices_file: str,
+    where: str,
+    security: Names,
+    policy: Policy,
+    as_json: bool,
+    until_eof: bool,
+) -> int:
     """Wait for one `vfioflow send` and take its devices over into those in FILE.toml.
 
     \b
-    vfioflow receive --devices devices.toml --listen tcp://0.0.0.0:4747
+    vfioflow receive --devices devices.toml --listen tcp://0.0.0.0:4747 --psk migration.key
 
-    Each device that is sent goes into the one of the same name. Connections that are not
+    An address that other hosts can reach needs --psk or --tls. Each device that is sent goes into the one of the same name. Connections that are not
     vfioflow's are refused with a warning, and the wait goes on. Everything else, as limits and
     compression, is decided by the sender.
     """
@@ -82,7 +91,9 @@ def command(devices_file: str, where: str, policy: Policy, as_json: bool, until_
         async def main() -> int:
             if until_eof:
                 _cancel_at_eof()
-            async with listen(where, devices, policy=policy, observer=screen) as listener:
+            async with listen(
+                where, devices, policy=policy, observer=screen, security=security.read()
+            ) as listener:
                 complain(f"listening on {listener.address}", kind="")
                 ended = await receive(listener, screen)
             check = p2p_check(devices) if ended.report.outcome == "completed" else None

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from vfioflow.cli.console import is_quiet, put, verbosity
-from vfioflow.cli.options import devices_option, json_option, policy_options
+from vfioflow.cli.options import devices_option, json_option, policy_options, security_options
 
 if TYPE_CHECKING:
+    from vfioflow.cli.options import Names
     from vfioflow.policy import Policy
 
 __all__ = ["command"]
@@ -20,14 +21,15 @@ __all__ = ["command"]
 @click.option(
     "--to", metavar="tcp://HOST:PORT", required=True, help="Where `vfioflow receive` listens."
 )
+@security_options("source")
 @policy_options()
 @json_option
 @verbosity
-def command(devices_file: str, to: str, policy: Policy, as_json: bool) -> int:
+def command(devices_file: str, to: str, security: Names, policy: Policy, as_json: bool) -> int:
     """Migrate the devices in FILE.toml to a waiting `vfioflow receive`.
 
     \b
-    vfioflow send --devices devices.toml --to tcp://10.0.0.2:4747 --downtime-limit 200ms
+    vfioflow send --devices devices.toml --to tcp://10.0.0.2:4747 --psk migration.key
 
     Ctrl-C takes everything back: the devices run on here.
     """
@@ -40,7 +42,10 @@ def command(devices_file: str, to: str, policy: Policy, as_json: bool) -> int:
 
         async def main() -> int:
             with screen:
-                ended = await attempt(Source(devices, to, policy=policy, observer=screen))
+                source = Source(
+                    devices, to, policy=policy, observer=screen, security=security.read()
+                )
+                ended = await attempt(source)
             if as_json:
                 put(to_json(ended.report))
             elif ended.report.outcome == "completed":
