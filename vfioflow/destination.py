@@ -192,6 +192,7 @@ class Destination(Session):
             digests=offer.digests,
             signal_fd=self._signal,
             window=offer.window,
+            keys=[self._keys.frames(number) for number in range(offer.channels)],
         )
         if offer.window:
             self._patience = offer.reconnect_seconds
@@ -201,7 +202,7 @@ class Destination(Session):
         self._digests = offer.digests
         pages = all(lane.port is not None and lane.port.takes_pages for lane in self._lanes)
         await self._control.send(
-            messages.Ready(splice=pages and not offer.digests and not offer.window)
+            messages.Ready(splice=pages and not (offer.digests or offer.window or self._keys.keyed))
         )
 
     def take_channel(self, preamble: Preamble, sock: socket.socket) -> bool:

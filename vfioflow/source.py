@@ -220,7 +220,8 @@ class Source(Session):
                 messages.Ready, timeout=policy.connect_timeout, what="word that it is ready"
             )
             names = [lane.name for lane in self._lanes]
-            self._out = Outbound(names, sockets, policy, splice=ready.splice)
+            keys = [self._keys.frames(number) for number in range(channels)]
+            self._out = Outbound(names, sockets, policy, splice=ready.splice, keys=keys)
         finally:
             if self._out is None:
                 for sock in sockets:

@@ -54,7 +54,9 @@ def command(
     \b
     vfioflow receive --devices devices.toml --listen tcp://0.0.0.0:4747 --psk migration.key
 
-    An address that other hosts can reach needs --psk or --tls. Each device that is sent goes into the one of the same name. Connections that are not
+    An address that other hosts can reach needs --psk or --tls.
+
+    Each device that is sent goes into the one of the same name. Connections that are not
     vfioflow's are refused with a warning, and the wait goes on. Everything else, as limits and
     compression, is decided by the sender.
     """
@@ -85,6 +87,8 @@ def command(
                 return ended
             log.warning("no migration from %s: %s", session.report.peer, ended.error)
 
+    with failing_as_json("destination", as_json):
+        known = security.read()
     with failing_as_json("destination", as_json), open_devices(devices_file) as devices:
         screen = Screen(devices, where, quiet=is_quiet())
 
@@ -92,7 +96,7 @@ def command(
             if until_eof:
                 _cancel_at_eof()
             async with listen(
-                where, devices, policy=policy, observer=screen, security=security.read()
+                where, devices, policy=policy, observer=screen, security=known
             ) as listener:
                 complain(f"listening on {listener.address}", kind="")
                 ended = await receive(listener, screen)

@@ -37,14 +37,14 @@ def command(devices_file: str, to: str, security: Names, policy: Policy, as_json
     from vfioflow.cli.view import Screen
     from vfioflow.source import Source
 
+    with failing_as_json("source", as_json):
+        known = security.read()
     with failing_as_json("source", as_json), open_devices(devices_file) as devices:
         screen = Screen(devices, to, policy.downtime_limit, quiet=is_quiet())
 
         async def main() -> int:
             with screen:
-                source = Source(
-                    devices, to, policy=policy, observer=screen, security=security.read()
-                )
+                source = Source(devices, to, policy=policy, observer=screen, security=known)
                 ended = await attempt(source)
             if as_json:
                 put(to_json(ended.report))
