@@ -25,15 +25,18 @@ from vfioflow.errors import (
     HookError,
     IllegalTransition,
     IntegrityError,
+    JournalError,
     NoConvergence,
     PeerError,
     PeerLost,
     ProtocolError,
     RemoteError,
     StallError,
+    TakenBack,
     VfioflowError,
 )
 from vfioflow.hooks import Hooks
+from vfioflow.journal import Journal
 from vfioflow.listener import Listener, listen
 from vfioflow.policy import Policy
 from vfioflow.report import DeviceReport, Report
@@ -59,6 +62,8 @@ __all__ = [
     "HostDevice",
     "IllegalTransition",
     "IntegrityError",
+    "Journal",
+    "JournalError",
     "KernelDevice",
     "Listener",
     "NoConvergence",
@@ -74,6 +79,7 @@ __all__ = [
     "Source",
     "StallError",
     "State",
+    "TakenBack",
     "VfioflowError",
     "discover",
     "get_include",

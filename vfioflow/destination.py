@@ -22,20 +22,21 @@ from vfioflow.errors import (
     ConfigError,
     DeviceError,
     HandoverInDoubt,
-    PeerError,
+    JournalError,
     PeerLost,
     ProtocolError,
     RemoteError,
 )
 from vfioflow.events import Observer, Phase, emit
-from vfioflow.hooks import Hooks, call, load_all
+from vfioflow.hooks import Hooks, load_all
+from vfioflow.journal import Journal
 from vfioflow.lanes import Inbound, drive, last_words
 from vfioflow.policy import MAX_CHANNELS, Policy
 from vfioflow.precopy import Move
 from vfioflow.reconnect import Rejoin
 from vfioflow.report import DeviceReport, Report
-from vfioflow.session import Session
 from vfioflow.states import Flags, State
+from vfioflow.takeover import Taker, Taking
 from vfioflow.threads import finish, in_thread
 from vfioflow.wire import messages
 from vfioflow.wire.control import Control
@@ -84,7 +85,7 @@ class Caller:
     offer: messages.Offer
 
 
-class Destination(Session):
+class Destination(Taker):
     """One migration, seen from the destination.  ``report`` is there however it ends."""
 
     def __init__(
@@ -95,17 +96,19 @@ class Destination(Session):
         policy: Policy,
         hooks: Hooks,
         observer: Observer | None,
+        journal: Journal | None,
     ) -> None:
-        self._control = caller.control
+        self._control = control = caller.control
         self._keys = caller.keys
         self._offer = caller.offer
         report = Report(
             role="destination",
             outcome="failed",
             session=caller.session,
-            peer=str(caller.control.peer),
+            peer=str(control.peer),
         )
         super().__init__(devices, report, policy=policy, hooks=hooks, observer=observer)
+        self.taking = Taking(journal, caller.session, policy, give_up=control.give_up)
         self._lanes: list[_Lane] = []
         self._sockets: list[socket.socket | None] = []
         self._all_here = asyncio.Event()
@@ -115,7 +118,6 @@ class Destination(Session):
         self._loaded = False
         self._acknowledged = False
         self._config: dict[str, bytes] | None = None
-        self._patience = 0.0
         self._rejoin: Rejoin | None = None
         self._rejoining: asyncio.Task[None] | None = None
 
@@ -156,9 +158,13 @@ class Destination(Session):
             for name, state in states.items()
             if state != "RUNNING"
         }
-        if reasons:
-            await self._control.send(messages.Refuse(reasons=reasons))
-            raise AdmissionError(reasons)
+        try:
+            if reasons:
+                raise AdmissionError(reasons)
+            await self.taking.begin(self.report.peer, self._devices)
+        except AdmissionError as refused:
+            await self._control.send(messages.Refuse(reasons=refused.reasons))
+            raise
         by_name = {device.name: device for device in self._devices}
         self._lanes = [_Lane(by_name[device.name]) for device in offer.devices]
         self._touched = True
@@ -346,6 +352,9 @@ class Destination(Session):
         await self._finish_config()
         validated = await self._cross("validate", State.STOP)
         ready = await self._cross("ready", State.RUNNING_P2P)
+        quiet = {True: "RUNNING_P2P", False: "STOP"}
+        states = {lane.name: quiet[bool(lane.info.flags & Flags.P2P)] for lane in self._lanes}
+        journal, seconds = await self.taking.loaded(states)
         return messages.Loaded(
             devices=[
                 messages.LoadedDevice(name=s.name, size=s.offset, digest=s.digest)
@@ -353,6 +362,8 @@ class Destination(Session):
             ],
             validate_seconds=validated.seconds,
             ready_seconds=ready.seconds,
+            journal=journal,
+            journal_seconds=seconds,
         )
 
     async def _hand_over(self, loaded: messages.Loaded) -> None:
@@ -362,38 +373,10 @@ class Destination(Session):
         (COMMIT, or that it gave up) decides what becomes of the devices here.
         """
         self._loaded = True
-        await self._control.send(loaded)
-        limit = self._policy.stall_timeout
-        await self._control.expect(messages.Commit, timeout=limit, what="its commit")
+        await self.taking.word(self._control, loaded)
+        await self.taking.committed()
         self._committed = True
-        await self._take_over()
-
-    async def _take_over(self) -> None:
-        """Barrier 4: all to RUNNING; start the vCPUs; RUNNING."""
-        try:
-            resumed = await self._cross("resume", State.RUNNING)
-            begin = time.monotonic()
-            await call(self._hooks.start_vcpus, "start_vcpus")
-        except BaseException as error:  # a hook may end in a cancellation of its own
-            self._in_doubt(error, "The source has given its devices up; see why they do not run")
-            reason = str(error) or type(error).__name__
-            await self._tell(self._control, messages.Failed(reason=reason))
-            raise HandoverInDoubt(self.report.error) from error
-        self.report.outcome = "completed"
-        self.report.steps_ms["resume"] = resumed.seconds * 1e3
-        try:
-            await self._control.send(
-                messages.Running(
-                    resume_seconds=resumed.seconds,
-                    start_vcpus_seconds=time.monotonic() - begin,
-                )
-            )
-            # Closing before the source has read it could destroy it.
-            limit = self._policy.connect_timeout + self._patience
-            await self._control.expect(messages.Goodbye, timeout=limit, what="its goodbye")
-        except PeerError as error:
-            self.report.error = f"runs here, but the source could not be told: {error}"
-        self._enter(Phase.DONE)
+        await self._take_over(self._devices, self._control)
 
     def _expected_seconds(self) -> float:
         """From the end of the data to RUNNING, as far as the devices' arcs are known."""
@@ -417,7 +400,7 @@ class Destination(Session):
         """Reset the devices, tell the source; between LOADED and COMMIT, keep them as they are."""
         failed = self._failed(error)
         reason = self._reason(error)
-        if self._loaded and not isinstance(reason, RemoteError):
+        if self._loaded and not isinstance(reason, RemoteError | JournalError):
             self._in_doubt(
                 reason,
                 "The devices here hold the state and stay stopped; see whether the source runs"
@@ -430,13 +413,18 @@ class Destination(Session):
         if not self._stuck:
             for lane in self._lanes:
                 lane.close()
-        if not self._control.failure.done() and not isinstance(error, AdmissionError):
+        if not self._loaded and not isinstance(error, AdmissionError):
             await self._tell(self._control, failed)
         if self._touched:
             trouble = await barrier.reset_all(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
             )
             self._add_trouble(trouble, error)
+            unsure = await self.taking.discarded(failed.reason)
+            if self._loaded and trouble and unsure:
+                self._in_doubt(reason, f"The devices here could not all be reset, and {unsure}")
+            elif self._loaded:  # COMMIT was heard: the source may take its devices back
+                await self._tell(self._control, messages.Discarded(reason=failed.reason))
 
     async def _close(self) -> None:
         await self._hang_up()
@@ -449,6 +437,7 @@ class Destination(Session):
                     sock.close()
         self._sockets = []  # one that comes now finds nobody
         await self._control.close()
+        self.taking.close()
         os.close(self._signal)
 
     # ------------------------------------------------------------------- parts
@@ -459,6 +448,7 @@ class Destination(Session):
         if self._rejoining is not None:
             self._rejoining.cancel()
             await asyncio.wait([self._rejoining])
+            self._rejoining = None
 
     @property
     def _streams(self) -> Inbound:

@@ -72,8 +72,7 @@ class _Ends:
                 channel.keep()
             else:
                 sock.close()
-        if not stuck:
-            os.close(self.broken_fd)
+        os.close(self.broken_fd)
 
     def _replace(self, number: int, sock: socket.socket) -> socket.socket:
         """Put another connection into the place of one that broke, which is returned, shut down."""
@@ -244,11 +243,12 @@ async def drive(
         while waiting:
             watched: set[asyncio.Future[T] | asyncio.Future[None]] = {*waiting, failure}
             await asyncio.wait(watched, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
-            for future in [f for f in waiting if f.done()]:
-                waiting.discard(future)
-                future.result()
-            if failure.done() and waiting:
+            done = [future for future in waiting if future.done()]
+            waiting.difference_update(done)
+            if failure.done() and (waiting or any(future.exception() for future in done)):
                 failure.result()
+            for future in done:
+                future.result()
             tick()
             now = moved()
             names = busy()

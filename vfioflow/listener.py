@@ -17,8 +17,12 @@ from vfioflow.devices.base import Device
 from vfioflow.errors import PeerError, PeerLost, ProtocolError
 from vfioflow.events import Observer
 from vfioflow.hooks import Hooks
+from vfioflow.journal import Journal
+from vfioflow.past import Past
 from vfioflow.policy import Policy
 from vfioflow.report import Report
+from vfioflow.resolution import Revival
+from vfioflow.threads import finish
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address, bind
 from vfioflow.wire.control import Control
@@ -26,6 +30,7 @@ from vfioflow.wire.greeting import answer
 from vfioflow.wire.keys import Keys
 from vfioflow.wire.opening import Preamble, Role, accept, send_all
 from vfioflow.wire.security import Guard, Security, is_loopback
+from vfioflow.wire.trouble import printable
 
 __all__ = ["Listener", "listen"]
 
@@ -51,6 +56,7 @@ def listen(
     policy: Policy | None = None,
     hooks: Hooks | None = None,
     observer: Observer | None = None,
+    journal: Journal | None = None,
     security: Security | None = None,
 ) -> Listener:
     """A listener for one migration after the other onto ``devices``.
@@ -61,17 +67,27 @@ def listen(
     Args:
         address: "tcp://HOST:PORT", or "fd://N" for a listening socket that was handed over.
         devices: the set that takes the state: RUNNING, idle, and nobody's.
-        policy: only ``connect_timeout`` and ``stall_timeout`` matter at the destination.
+        policy: only ``connect_timeout``, ``stall_timeout`` and ``resolve_timeout`` matter at the
+            destination.
         hooks: ``start_vcpus`` is called when every device runs.
         observer: gets every event of :mod:`vfioflow.events`.
+        journal: where to record what is decided, so that it outlives this process.  What an earlier
+            one left there is carried on: see :meth:`Listener.next_session`.
         security: how the two sides know each other: a key or certificates; None: not at all, which
             only a loopback address may.
 
     Raises (on entering):
         ConfigError: the address is wrong or taken, or not a loopback one without ``security``.
+        JournalError: the journal cannot be read or written.
     """
     return Listener(
-        address, devices, policy=policy, hooks=hooks, observer=observer, security=security
+        address,
+        devices,
+        policy=policy,
+        hooks=hooks,
+        observer=observer,
+        journal=journal,
+        security=security,
     )
 
 
@@ -86,6 +102,7 @@ class Listener:
         policy: Policy | None = None,
         hooks: Hooks | None = None,
         observer: Observer | None = None,
+        journal: Journal | None = None,
         security: Security | None = None,
     ) -> None:
         self._where = address
@@ -93,21 +110,31 @@ class Listener:
         self._policy = policy or Policy()
         self._hooks = hooks or Hooks()
         self._observer = observer
+        self._journal = journal
         self._socket: socket.socket | None = None
         self._security = security or Security()
         self._guard = Guard()
-        self._waiting: asyncio.Queue[Caller] = asyncio.Queue()
         self._strangers: dict[asyncio.Task[None], _Stranger] = {}
         self._callers = 0
+        self._waiting: asyncio.Queue[Caller | Revival] = asyncio.Queue()
+        self._past = Past(
+            journal,
+            self._devices,
+            policy=self._policy,
+            hooks=self._hooks,
+            observer=observer,
+            revive=self._waiting.put_nowait,
+        )
         self._session: Destination | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
+        self._socket = bind(self._where)
         with ExitStack() as undo:
-            self._socket = bind(self._where)
             undo.callback(self._socket.close)
             here = Address.of(self._socket)
             self._guard = self._security.for_destination(loopback=is_loopback(here.host))
+            await self._past.begin()
             undo.pop_all()
         self._start(self._accept(self._socket))
         return self
@@ -123,7 +150,11 @@ class Listener:
         if self._tasks:
             await asyncio.wait(self._tasks)
         while not self._waiting.empty():
-            await self._waiting.get_nowait().control.close()
+            waiting = self._waiting.get_nowait()
+            if isinstance(waiting, Revival):
+                waiting.abandon()
+            else:
+                await waiting.control.close()
         if self._socket is not None:
             self._socket.close()
 
@@ -140,23 +171,32 @@ class Listener:
         Raises:
             AdmissionError: the source's set does not fit; nothing was touched.
             DeviceError, PeerError: every device here was reset; the source runs on.
-            HandoverInDoubt: the connection was lost between LOADED and COMMIT; the devices hold
-                the state, stopped.
+            HandoverInDoubt: the connection was lost between LOADED and COMMIT, and the source did
+                not come back; the devices hold the state, stopped.
+            JournalError: it cannot be written; every device here was reset.
             asyncio.CancelledError: cancelled; every device here was reset.
         """
         return await (await self.next_session()).run()
 
-    async def next_session(self) -> Destination:
-        """Wait for a source; the session has yet to be run, and its report stays with it."""
-        caller = await self._waiting.get()
+    async def next_session(self) -> Destination | Revival:
+        """Wait for a source; the session has yet to be run, and its report stays with it.
+
+        Or for a session that an earlier process left in the journal and that is to be carried on
+        here: because it was COMMITTED, or its source came back and says that it has committed.
+        """
+        waiting = await self._waiting.get()
+        if isinstance(waiting, Revival):
+            return waiting
         self._callers -= 1
         self._session = Destination(
-            caller,
+            waiting,
             self._devices,
             policy=self._policy,
             hooks=self._hooks,
             observer=self._observer,
+            journal=self._journal,
         )
+        self._past.add(waiting.session, self._session.taking)
         return self._session
 
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -238,22 +278,47 @@ class Listener:
     async def _meet(self, control: Control, session: str, keys: Keys) -> None:
         """Hear what a source wants that has greeted.  Owns the connection."""
         self._callers += 1
-        waits = False
+        kept = False
         try:
             if self._callers > _CALLERS:
                 await control.send(messages.Failed(reason="too many sources wait here"))
                 raise ProtocolError("too many sources wait already")
-            offer = await control.expect(
-                messages.Offer, timeout=self._policy.stall_timeout, what="its offer"
+            wish = await control.expect(
+                messages.Offer,
+                messages.Resolve,
+                timeout=self._policy.stall_timeout,
+                what="its offer",
             )
-            self._waiting.put_nowait(Caller(control, session, keys, offer))
-            waits = True
+            if isinstance(wish, messages.Offer):
+                self._waiting.put_nowait(Caller(control, session, keys, wish))
+                kept = True
+                return
+            if wish.session != session:
+                raise ProtocolError(
+                    f"it asks for session {printable(wish.session)} in that of {session}"
+                )
+            await self._answer(control, wish)
         except PeerError as error:
             log.warning("no migration from %s: %s", control.peer, str(error))
         finally:
-            if not waits:
+            if not kept:
                 self._callers -= 1
-                await control.close()
+                await finish(control.close())
+
+    async def _answer(self, control: Control, asked: messages.Resolve) -> None:
+        """Tell a source that came back what has become of its session."""
+        try:
+            answer = await self._past.answer(asked)
+            await control.send(answer)
+            if isinstance(answer, messages.Running):
+                limit = self._policy.connect_timeout
+                await control.expect(messages.Goodbye, timeout=limit, what="its goodbye")
+                await self._past.told(asked.session)
+            else:
+                # Closing before the source has read it could destroy it.
+                await asyncio.wait({control.failure}, timeout=self._policy.connect_timeout)
+        except PeerError as error:
+            log.warning("%s came back, and was lost again: %s", control.peer, str(error))
 
 
 @dataclass(frozen=True, slots=True)

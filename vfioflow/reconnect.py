@@ -134,6 +134,8 @@ class Redial(_Watch):
                     self._look()
         finally:
             tasks = [line.work for line in self._lines if line.work is not None]
+            for line in self._lines:
+                line.work = None  # a task that ends by an error refers back to here
             for task in tasks:
                 task.cancel()
             if tasks:

@@ -51,6 +51,7 @@ cdef class Channel:
     cdef bint owned
     cdef bint opened            # the window
     cdef Mac mac
+    cdef int signal_fd          # its own; -1: none
 
 
 cdef int64_t now_ns() noexcept nogil
@@ -72,5 +73,6 @@ cdef size_t unsent(const channel_t *channel) noexcept nogil
 cdef bint writable(const channel_t *channel) noexcept nogil
 # What a frame takes there: header, payload, and tag if there is one
 cdef size_t frame_size(const channel_t *channel, const frame_t *frame) noexcept nogil
-cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload, Cancel cancel) noexcept nogil
+cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload,
+                    Cancel cancel) noexcept nogil
 cdef int send_pages_frame(channel_t *channel, const frame_t *frame, int fd, bint is_pipe) noexcept nogil

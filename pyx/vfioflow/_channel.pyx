@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
-from posix.unistd cimport close
+from posix.unistd cimport close, dup
 
 from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EINTR, ENODATA, ETIMEDOUT, errno
 from pipes cimport SIOCOUTQNSD, ioctl, sendfile
@@ -35,6 +35,7 @@ from sockets cimport (
 )
 
 from vfioflow._fdio cimport fd_splice, wait_fd
+from vfioflow._status cimport check
 from vfioflow._frame cimport HEADER_SIZE, KIND_CLOSE, KIND_PAD, encode
 from vfioflow._mac cimport TAG_SIZE, mac_tag
 from vfioflow._window cimport (
@@ -228,7 +229,8 @@ cdef size_t frame_size(const channel_t *channel, const frame_t *frame) noexcept 
     return HEADER_SIZE + <size_t> frame.length + (TAG_SIZE if channel.mac != NULL else 0)
 
 
-cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload, Cancel cancel) noexcept nogil:
+cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload,
+                    Cancel cancel) noexcept nogil:
     """Send a frame whole; the caller has entered the channel.  0 or -errno."""
     cdef uint8_t header[HEADER_SIZE]
     cdef uint8_t tag[TAG_SIZE]
@@ -359,10 +361,13 @@ cdef class Channel:
     """
 
     def __cinit__(self, socket, size_t window=0, *, bint sender=False, int signal_fd=-1, bytes key=b""):
+        self.signal_fd = -1
         if key:
             self.mac = Mac(key)
             self.c.mac = &self.mac.c
-        if window_open(&self.c.window, window, sender, signal_fd) < 0:
+        if signal_fd >= 0:
+            self.signal_fd = check(dup(signal_fd))      # a pump that is stuck may outlive the session
+        if window_open(&self.c.window, window, sender, self.signal_fd) < 0:
             raise MemoryError(f"no memory for a window of {window} bytes")
         self.opened = 1
         pthread_mutex_init(&self.c.lock, NULL)
@@ -372,6 +377,8 @@ cdef class Channel:
         self.c.fd = socket.fileno()
 
     def __dealloc__(self):
+        if self.signal_fd >= 0:
+            close(self.signal_fd)
         if self.owned:
             close(self.c.fd)
         if self.opened:

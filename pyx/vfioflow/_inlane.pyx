@@ -57,7 +57,7 @@ from vfioflow._frame cimport (
     digest,
 )
 from vfioflow._mac cimport TAG_SIZE, mac_fits
-from vfioflow._window cimport window_await, window_dealt_with, window_running
+from vfioflow._window cimport window_await, window_dealt_with, window_done
 
 CHUNK_LIMIT = MAX_CHUNK
 
@@ -181,7 +181,6 @@ cdef class Receiver:
         memset(&frame, 0, sizeof(frame))
         if arrived == NULL or unpacked == NULL:
             status = fail(fault, AT_MEMORY, -ENOMEM, -1, 0)
-        window_running(&channel.window, True)
         while status == 0 and frame.kind != KIND_CLOSE and not self.cancel.flag:
             wire.fd = channel.fd
             wire.broken = 0
@@ -196,7 +195,7 @@ cdef class Receiver:
                 if channel.mac != NULL:
                     channel.mac.number += 1
                 window_dealt_with(&channel.window, wire.fd, wire.size, frame.kind == KIND_CLOSE)
-        window_running(&channel.window, False)
+        window_done(&channel.window)
         if wire.pipe[0] >= 0:
             close(wire.pipe[0])
             close(wire.pipe[1])
@@ -206,7 +205,7 @@ cdef class Receiver:
 
     cdef int take(self, channel_t *channel, frame_t *frame, uint8_t *arrived, uint8_t *unpacked, wire_t *wire,
                   Decompressor decompressor, fault_t *fault) noexcept nogil:
-        """Take the next frame from the wire and deal with it.  0 or -errno; wire.broken: it never came whole."""
+        """Take the next frame from the wire, and deal with it.  0 or -errno; wire.broken: it is not whole."""
         cdef uint8_t header[HEADER_SIZE]
         cdef uint8_t tag[TAG_SIZE]
         cdef const uint8_t *data = arrived

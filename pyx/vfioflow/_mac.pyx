@@ -57,7 +57,8 @@ cdef int _load() except -1:
     crypto.free_context = <void (*)(void *) noexcept nogil> _symbol(handle, "EVP_MAC_CTX_free")
     crypto.init = <int (*)(void *, const uint8_t *, size_t, const param_t *) noexcept nogil> _symbol(
         handle, "EVP_MAC_init")
-    crypto.update = <int (*)(void *, const uint8_t *, size_t) noexcept nogil> _symbol(handle, "EVP_MAC_update")
+    crypto.update = <int (*)(void *, const uint8_t *, size_t) noexcept nogil> _symbol(
+        handle, "EVP_MAC_update")
     crypto.final = <int (*)(void *, uint8_t *, size_t *, size_t) noexcept nogil> _symbol(
         handle, "EVP_MAC_final")
     crypto.text = <param_t (*)(const char *, char *, size_t) noexcept nogil> _symbol(

@@ -242,7 +242,8 @@ cdef class OutLane:
 
     cdef bint may_send_pages(self, const port_t *port) noexcept nogil:
         """Whether bytes can go from the port to the wire unseen, and that is faster."""
-        if not self.splice or self.digests or self.channels[0].window.size > 0 or self.channels[0].mac != NULL:
+        cdef const channel_t *channel = self.channels[0]
+        if not self.splice or self.digests or channel.window.size > 0 or channel.mac != NULL:
             return False
         if not port.pages & PAGES_OUT and not (self.crowded and port.pages & PIPE_OUT):
             return False

@@ -19,6 +19,8 @@ __all__ = [
     "DURATION",
     "SIZE",
     "devices_option",
+    "journal_directory_option",
+    "journal_options",
     "json_option",
     "policy_options",
     "security_options",
@@ -177,6 +179,13 @@ _POLICY: dict[str, _Option] = {
         "What to do when it breaks while the virtual machine stands still: 'go-back' tries only"
         " for what is left of the downtime limit, 'wait' for all of the time above.",
     ),
+    "resolve_timeout": _Option(
+        DURATION,
+        "Time to ask again, over new connections (to be asked again, at the destination), when"
+        " the last one was lost around the commit; then the hand-over is in doubt.",
+        "TIME",
+        "30s",
+    ),
     "window": _Option(
         SIZE,
         "Most bytes that are kept to be sent again. Less than the wire holds (rate times round"
@@ -251,8 +260,10 @@ def _checked(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     return value
 
 
-def devices_option(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``--devices FILE.toml``."""
+def devices_option(
+    *, required: bool = True, default: str = "four simulated devices, 1 GiB in all"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--devices FILE.toml``; ``default`` says what happens without, where it is not required."""
     return click.option(
         "--devices",
         "devices_file",
@@ -260,8 +271,41 @@ def devices_option(*, required: bool = True) -> Callable[[Callable[..., Any]], C
         metavar="FILE.toml",
         required=required,
         help="The devices, each a table [[device]] with a name and what it is."
-        + ("" if required else "  [default: four simulated devices, 1 GiB in all]"),
+        + ("" if required else f"  [default: {default}]"),
     )
+
+
+def journal_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--journal DIR`` and ``--no-journal``; the command gets ``journal``, a Journal or None."""
+
+    @functools.wraps(command)
+    def with_journal(journal_directory: str | None, without_journal: bool, **values: Any) -> Any:
+        from vfioflow.journal import Journal, default_directory
+
+        if without_journal and journal_directory:
+            raise click.UsageError("--journal and --no-journal exclude each other")
+        journal = None if without_journal else Journal(journal_directory or default_directory())
+        return command(journal=journal, **values)
+
+    wrapped: Callable[..., Any] = with_journal
+    wrapped = click.option(
+        "--no-journal",
+        "without_journal",
+        is_flag=True,
+        help="Record nothing: a crash around the commit then is a person's to sort out.",
+    )(wrapped)
+    return journal_directory_option(wrapped)
+
+
+journal_directory_option = click.option(
+    "--journal",
+    "journal_directory",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where it is recorded what was decided, so that a side that was killed can go on. Virtual"
+    " machines whose devices have the same names need one each."
+    "  [default: $XDG_STATE_HOME/vfioflow, or ~/.local/state/vfioflow]",
+)
 
 
 _CERTIFICATES = {

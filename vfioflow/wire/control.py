@@ -160,8 +160,8 @@ class Control:
         self._reader.cancel()
         await asyncio.wait([self._reader])
 
-    def give_up(self, error: PeerLost) -> None:
-        """Nobody brought another connection."""
+    def give_up(self, error: PeerError) -> None:
+        """Nobody brought another connection, or the session ends for a reason that did not come by it."""
         self._fail(error)
 
     def _acknowledge(self, heard: int) -> None:

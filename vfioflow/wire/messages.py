@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -15,6 +15,7 @@ __all__ = [
     "Commit",
     "Config",
     "ConfigTaken",
+    "Discarded",
     "Failed",
     "Goodbye",
     "Hello",
@@ -30,6 +31,7 @@ __all__ = [
     "Proof",
     "Ready",
     "Refuse",
+    "Resolve",
     "Running",
     "Switchover",
     "SwitchoverAck",
@@ -174,11 +176,16 @@ class LoadedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Loaded(_Message, frozen=True, tag="loaded"):
-    """Destination to source: every device has passed RESUMING -> STOP -> RUNNING_P2P."""
+    """Destination to source: every device has passed RESUMING -> STOP -> RUNNING_P2P.
+
+    ``journal`` is the identity of the one in which that is recorded; empty: none.
+    """
 
     devices: list[LoadedDevice]
     validate_seconds: float
     ready_seconds: float
+    journal: str = ""
+    journal_seconds: float = 0.0
 
 
 class Commit(_Message, frozen=True, tag="commit"):
@@ -190,6 +197,25 @@ class Running(_Message, frozen=True, tag="running"):
 
     resume_seconds: float
     start_vcpus_seconds: float
+    journal_seconds: float = 0.0
+
+
+class Resolve(_Message, frozen=True, tag="resolve"):
+    """Source to destination, in place of an offer: what has become of a session that broke off.
+
+    ``decision``: "run" (the source has committed) or "discard" (it has not, and never will).
+    ``journal`` repeats what LOADED said; a destination with another one cannot know.
+    """
+
+    session: str
+    decision: Literal["run", "discard"]
+    journal: str = ""
+
+
+class Discarded(_Message, frozen=True, tag="discarded"):
+    """Destination to source: the session does not run here and never will; ``reason`` in words."""
+
+    reason: str
 
 
 class Goodbye(_Message, frozen=True, tag="goodbye"):
@@ -222,6 +248,8 @@ Message: TypeAlias = (
     | Loaded
     | Commit
     | Running
+    | Resolve
+    | Discarded
     | Goodbye
     | Failed
 )
