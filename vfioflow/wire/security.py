@@ -39,7 +39,7 @@ class Security:
     ``Security()`` is nothing at all: only a listener on a loopback address takes it.
     """
 
-    psk: bytes = field(default=b"", repr=False)
+    psk: bytes | None = field(default=None, repr=False)
     """A key that both sides have: at least 16 random bytes.  Proves who is there and that nothing
     was changed on the way; hides nothing."""
 
@@ -54,11 +54,11 @@ class Security:
     CA has signed."""
 
     def __post_init__(self) -> None:
-        if self.psk and self.tls is not None:
+        if self.psk is not None and self.tls is not None:
             raise ConfigError("a key and certificates exclude each other: use one of them")
         if self.tls is None and (self.hostname is not None or self.peer is not None):
             raise ConfigError("the name in a certificate means nothing without certificates")
-        if self.psk:
+        if self.psk is not None:
             _check_key(self.psk)
             try:
                 _mac.load()
@@ -110,7 +110,7 @@ class Security:
     def for_source(self, host: str) -> Guard:
         """What a source opens its connections to ``host`` with.  Raises ConfigError."""
         if self.tls is None:
-            return Guard(self.psk)
+            return Guard(self.psk or b"")
         if self.peer is not None:
             raise ConfigError("`peer` is for the destination; the source's is `hostname`")
         check_private(self.tls / "client-key.pem")
@@ -127,13 +127,13 @@ class Security:
                 raise ConfigError("`hostname` is for the source; the destination's is `peer`")
             check_private(self.tls / "server-key.pem")
             return Guard(tls=Tls.server(self.tls, self.peer))
-        if not self.psk and not loopback:
+        if self.psk is None and not loopback:
             raise ConfigError(
                 "whoever reaches this address could put a state into the devices: give both sides"
                 " a key (--psk FILE, made by `vfioflow key FILE`) or certificates (--tls DIR), or"
                 " listen on tcp://127.0.0.1:PORT and come by an SSH tunnel (ssh -L)"
             )
-        return Guard(self.psk)
+        return Guard(self.psk or b"")
 
 
 def is_loopback(host: str) -> bool:
