@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 FLAVOUR ?= debian custom
+RUNS    ?= 1000
+SEED    ?= 1
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -16,7 +18,7 @@ quietly = @echo "$(1)"; log=$$(mktemp); \
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-kernel lint bench bench-quick clean
+.PHONY: help demo test test-kernel chaos lint bench bench-quick clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -32,6 +34,9 @@ test-kernel: $(STAMP)-test $(STAMP)-runtime  ## run the tests on real VFIO devic
 		echo "Kernel tests, $$flavour: about two minutes once the guest is built (first time: 1 minute for debian, 10 for custom)"; \
 		$(PYTHON) tests/kernel/rig/rig.py $$flavour $(abspath $(BIN))/python -m pytest -p no:cacheprovider tests/kernel || exit; \
 	done
+
+chaos: $(STAMP)-test $(STAMP)-runtime  ## RUNS migrations (1000) with one fault schedule each, from SEED (1); JSON=FILE: a summary there
+	@$(BIN)/python -m tests.chaos --runs $(RUNS) --start $(SEED) $(if $(JSON),--json $(JSON))
 
 lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extensions compile without a warning
 	@$(BIN)/ruff check .
