@@ -28,6 +28,7 @@ from vfioflow.errors import (
     PeerLost,
     ProtocolError,
     RemoteError,
+    ResourceError,
     StallError,
     VfioflowError,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "PrecopyInfo",
     "ProtocolError",
     "RemoteError",
+    "ResourceError",
     "Report",
     "SimDevice",
     "Source",

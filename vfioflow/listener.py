@@ -133,6 +133,9 @@ class Listener:
             except PeerError as error:
                 log.warning("a source left before it said anything: %s", str(error))
                 sock.close()
+            except OSError as error:  # out of descriptors
+                log.error("cannot serve a source: %s", error.strerror)
+                sock.close()
             else:
                 return self._session
 

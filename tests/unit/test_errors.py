@@ -26,6 +26,7 @@ EXIT_CODES = {
     errors.HookError: 1,
     errors.NoConvergence: 6,
     errors.HandoverInDoubt: 7,
+    errors.ResourceError: 9,
 }
 
 
@@ -46,6 +47,7 @@ def test_every_error_is_public() -> None:
         (errors.DeviceError, OSError),
         (errors.IllegalTransition, ValueError),
         (errors.PeerError, ConnectionError),
+        (errors.ResourceError, OSError),
     ],
 )
 def test_builtin_bases(error: type[Exception], builtin: type[Exception]) -> None:
@@ -60,7 +62,7 @@ def test_each_kind_of_failure_has_its_own_exit_code() -> None:
     # The two device errors share one on purpose; so do a peer error's subclasses.
     kinds = [error for error in PUBLIC if errors.VfioflowError in error.__bases__]
     codes = sorted(error.exit_code for error in kinds)
-    assert codes == [1, 2, 3, 4, 4, 5, 6, 7]
+    assert codes == [1, 2, 3, 4, 4, 5, 6, 7, 9]
 
 
 def test_device_error_names_the_device_and_keeps_the_errno() -> None:

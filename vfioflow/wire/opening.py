@@ -13,6 +13,7 @@ import socket
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from vfioflow.errors import PeerLost, ProtocolError
 from vfioflow.wire import messages
@@ -89,11 +90,10 @@ async def connect(address: Address, preamble: Preamble, timeout: float) -> socke
     problem: OSError | str = "no address"
     try:
         async with asyncio.timeout(timeout):
-            found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-            for family, kind, proto, _, where in found:
+            for family, kind, proto, _, where in await _look_up(address):
                 with ExitStack() as undo:
-                    sock = undo.enter_context(socket.socket(family, kind, proto))
                     try:
+                        sock = undo.enter_context(socket.socket(family, kind, proto))
                         _tune(sock)
                         await loop.sock_connect(sock, where)
                         await loop.sock_sendall(sock, preamble.pack())
@@ -108,6 +108,18 @@ async def connect(address: Address, preamble: Preamble, timeout: float) -> socke
         problem = error
     reason = problem if isinstance(problem, str) else in_words(problem)
     raise PeerLost(f"cannot connect to {address}: {reason}")
+
+
+async def _look_up(address: Address) -> list[Any]:
+    """What getaddrinfo finds; a number is no reason to start a thread.  Raises OSError."""
+    number = socket.AI_NUMERICHOST
+    try:
+        return socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=number
+        )
+    except socket.gaierror:
+        loop = asyncio.get_running_loop()
+        return await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
 
 
 def _tune(sock: socket.socket) -> None:
