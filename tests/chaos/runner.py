@@ -179,9 +179,6 @@ class Run:
             self._reap(life)
             return
         number = int(words[1])
-        if words[0] == "freeze":
-            self._frozen(life, self.plan.strikes[number])
-            return
         self.log.write("runner", "strike", number=number)
         self.wire.strike(self.plan.strikes[number])
         if life.status is None:

@@ -226,6 +226,7 @@ def _policy(rng: random.Random, kinds: list[str]) -> dict[str, Any]:
     policy: dict[str, Any] = {
         "downtime_limit": 5.0,
         "max_iterations": 1_000_000,
+        "precopy_timeout": 60.0 if harmless else 3.0,
         "channels": rng.choice((0, 1, 1, 2, 3, 4)),
         "chunk_size": rng.choice((4096, 4096, 16384, 65536)),
         "compression": rng.choice(("none", "none", "none", "zstd:1", "auto")),

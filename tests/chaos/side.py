@@ -168,12 +168,9 @@ class Side:
 
     def _do(self, number: int, strike: Strike) -> None:
         kind, mine = strike.kind, strike.side in ("", self.name)
-        if kind in ("kill", "freeze") and mine:
+        if kind == "kill" and mine:
             self.say("strike", number=number)
-            if kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            self._control.send(f"freeze {number}".encode())
-            os.kill(os.getpid(), signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGKILL)
         elif kind == "cancel" and mine:
             self.say("strike", number=number)
             if self._task is not None and self._loop is not None:

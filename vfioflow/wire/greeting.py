@@ -11,6 +11,8 @@ from vfioflow.wire.keys import Keys
 
 __all__ = ["answer", "greet"]
 
+_SOFTWARE = f"vfioflow {version('vfioflow')}"
+
 
 async def greet(control: Control, session: str, timeout: float) -> Keys:
     """The source's part: name the session.
@@ -38,7 +40,7 @@ async def answer(control: Control, timeout: float) -> tuple[str, Keys]:
 def _hello(session: str) -> messages.Hello:
     return messages.Hello(
         version=messages.VERSION,
-        software=f"vfioflow {version('vfioflow')}",
+        software=_SOFTWARE,
         session=session,
         nonce=secrets.token_bytes(messages.NONCE_SIZE),
     )
