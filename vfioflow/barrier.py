@@ -156,7 +156,7 @@ async def back_to_running(
     """
     trouble: dict[str, str] = {}
     quiet = [d for d in devices if d.info.flags & Flags.P2P]
-    await _all(quiet, _to_quiet, trouble, timeout, None)
+    await _all(quiet, _to_quiet, trouble, timeout, observer)
     await _all(devices, _to_running, trouble, timeout, observer)
     return trouble
 

@@ -145,12 +145,16 @@ class Listener:
         task.add_done_callback(self._tasks.discard)
 
     async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         gate = asyncio.Semaphore(_GREETERS)
         while True:
             await gate.acquire()
             try:
-                sock, where = await loop.sock_accept(listening)
+                # Not loop.sock_accept: a cancellation could lose what it has just accepted.
+                sock, where = listening.accept()
+            except BlockingIOError:
+                gate.release()
+                await _readable(listening)
+                continue
             except OSError as error:  # out of descriptors, or the peer is gone already
                 gate.release()
                 log.error("cannot accept a connection: %s", error.strerror)
@@ -180,3 +184,13 @@ class Listener:
             log.warning("refused a connection from %s: %s", peer, str(error))
         finally:
             gate.release()
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sock)

@@ -167,6 +167,8 @@ class _Judge:
             outcome = self._said(side, "outcome")
             if outcome == "completed" and side == "destination" and not self._runs(side):
                 self._add("one runs", "the destination says completed and does not run")
+            if outcome == "in-doubt":
+                self._in_doubt(side)
             if outcome in ("failed", "cancelled") and not self._faults(side):
                 bad = {n: s for n, s in self._states(side).items() if s != "RUNNING"}
                 if bad:
@@ -176,12 +178,25 @@ class _Judge:
         if self._killed and self._plan.durable and not self._runs("destination"):
             self._still_there()
 
+    def _in_doubt(self, side: str) -> None:
+        """The devices of a side in doubt keep what they hold, and stay as they are."""
+        if self._faults(side) or self._hook_failed(side):
+            return
+        good = ("STOP_COPY",) if side == "source" else ("STOP", "RUNNING_P2P")
+        bad = {n: s for n, s in self._states(side).items() if s not in good}
+        if bad or self._reset(side) or self._vcpus[side]:
+            self._add("one runs", f"the {side} is in doubt, and has {bad} {self._reset(side)}")
+
     def _excused(self) -> bool:
         """Nobody runs, which a device that fails again, or a hook, has caused; it is said."""
         if any(self._hook_failed(side) for side in SIDES):
             return True
         if not self._faults("source"):
-            return self._plan.durable is False and self._said("source", "outcome") == "in-doubt" and bool(self._killed)
+            return (
+                self._plan.durable is False
+                and self._said("source", "outcome") == "in-doubt"
+                and bool(self._killed)
+            )
         told = f"{self._said('source', 'told')}"
         return any(f"device {f.device}" in told for f in self._faults("source"))
 
@@ -196,7 +211,9 @@ class _Judge:
         if self._faults("source") or self._faults("destination"):
             return
         source, destination = (self._outcome.stores.get(side) for side in SIDES)
-        kept = source is not None and all(d.whole() and not d.resets for d in source.devices.values())
+        kept = source is not None and all(
+            d.whole() and not d.resets for d in source.devices.values()
+        )
         loaded = destination is not None and all(d.loaded for d in destination.devices.values())
         if not kept and not loaded:
             self._add("one runs", "after the kill no side holds the state")
@@ -210,7 +227,9 @@ class _Judge:
             sent = [e for e in self._outcome.of("source", "truth") if e["at"] == "stop-copy"]
             taken = [e for e in self._outcome.of("destination", "truth") if e["at"] == "ready"]
             if not sent or not taken or sent[-1]["digests"] != taken[-1]["digests"]:
-                self._add("byte-exact", f"the destination runs with {taken}, the source sent {sent}")
+                self._add(
+                    "byte-exact", f"the destination runs with {taken}, the source sent {sent}"
+                )
         if self._runs("source") and self._ends["source"] and begin["source"]:
             lost = self._reset("source")
             quiet = all(not d.options.get("dirty_rate") for d in self._plan.devices)
@@ -236,10 +255,14 @@ class _Judge:
     def _messages(self) -> None:
         """No peer-to-peer message is lost or doubled, on the side that runs."""
         for side in SIDES:
-            if any(f.fault.left_in is not None or f.fault.kind == "hang" for f in self._faults(side)):
+            if any(
+                f.fault.left_in is not None or f.fault.kind == "hang" for f in self._faults(side)
+            ):
                 continue
             if self._reset(side) and side == "source":
                 continue
+            if "not back after" in f"{self._said(side, 'told')}":
+                continue  # its state change went on while the others were put back
             if not self._runs(side):
                 continue
             if self._plan.durable:
@@ -254,14 +277,18 @@ class _Judge:
         for side in SIDES:
             end = self._ends[side]
             if end is not None and not end["typed"]:
-                self._add("typed errors", f"the {side}: {end['error']}: {end['text']}\n{end['trace']}")
+                self._add(
+                    "typed errors", f"the {side}: {end['error']}: {end['text']}\n{end['trace']}"
+                )
             if end is not None and end["error"] == "IllegalTransition":
                 self._add("typed errors", f"the {side} asked for an illegal change: {end['text']}")
             for entry in self._outcome.of(side, "said"):
                 if entry["stack"] or entry["level"] in ("ERROR", "CRITICAL"):
                     if entry["text"].startswith("cannot accept a connection"):
                         continue
-                    self._add("no traceback", f"the {side} logged {entry['text']}\n{entry['stack']}")
+                    self._add(
+                        "no traceback", f"the {side} logged {entry['text']}\n{entry['stack']}"
+                    )
                 elif entry["logger"] == "py.warnings":
                     self._add("no traceback", f"the {side} warned: {entry['text']}")
         for life in self._outcome.lives:
@@ -298,13 +325,24 @@ class _Judge:
 
     def _reaches_no_device(self) -> None:
         """Damage on the wire is found by the wire's own checks, before a device gets it."""
-        if self._plan.faults or not self._plan.policy["digest"]:
+        forged = [s for s in self._strikes if s.kind == "forge"]
+        digest = self._plan.policy["digest"]
+        if forged and self._vcpus["destination"]:
+            self._add(
+                "found on the wire", "committed, and the destination had taken something else"
+            )
+        if self._plan.faults:
             return
-        if not any(s.kind in _DAMAGE for s in self._strikes):
+        # Without digests, frames that are missing or come twice are still found by their offsets.
+        if not any(s.kind in _DAMAGE and (digest or s.how == "whole") for s in self._strikes):
+            return
+        if len(self._plan.strikes) > 1 and not digest:
             return
         end = self._ends["destination"]
         if end is not None and end["error"] == "DeviceError":
-            self._add("found on the wire", f"a device was given what had been damaged: {end['text']}")
+            self._add(
+                "found on the wire", f"a device was given what had been damaged: {end['text']}"
+            )
 
     def _order(self) -> None:
         """The vCPUs stop before the devices do, and start after them."""

@@ -16,6 +16,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -106,7 +107,9 @@ class DurableSet:
         self.directory = directory
         self.step = step
         self.lock = threading.RLock()
-        self.store = look(directory) if (directory / "set").exists() else Store(vcpus=False, devices={})
+        self.store = (
+            look(directory) if (directory / "set").exists() else Store(vcpus=False, devices={})
+        )
 
     def add(self, name: str, *, flags: Flags, blocks: int, seed: int) -> None:
         """A device that is new, RUNNING, with content of its own."""
@@ -184,6 +187,8 @@ class DurableDevice:
         self._sum = 0
         self._written = 0
         self._initial_end = 0
+        self._one = threading.Lock()
+        """Held by a state change, as the kernel does it."""
         self._let_go = threading.Condition()
         self._released = 0
         self._written_blocks = 0
@@ -193,15 +198,27 @@ class DurableDevice:
         return State(self._kept.state)
 
     def set_state(self, state: State) -> int:
-        start = self.state
-        if State.ERROR in (start, state):
-            raise DeviceError(self.name, f"{start} -> {state}", errno.EINVAL)
-        data_fd = -1
-        released = self._released
-        for stop in path(self._flags, start, state):
-            opened = self._arc(self.state, stop, released)
-            data_fd = opened if opened >= 0 else data_fd
-        return data_fd
+        with self._one:
+            start = self.state
+            if State.ERROR in (start, state):
+                raise DeviceError(self.name, f"{start} -> {state}", errno.EINVAL)
+            released = self._released
+            with ExitStack() as undo:
+                data_fd = -1
+                for stop in path(self._flags, start, state):
+                    now = self.state
+                    try:
+                        opened = self._arc(now, stop, released)
+                    except OSError as error:
+                        if isinstance(error, DeviceError):
+                            raise
+                        code = error.errno or errno.EIO
+                        raise DeviceError(self.name, f"{now} -> {stop}", code) from error
+                    if opened >= 0:
+                        data_fd = opened
+                        undo.callback(os.close, data_fd)
+                undo.pop_all()
+                return data_fd
 
     def _arc(self, start: State, end: State, released: int) -> int:
         group, name = self._group, f"{start}->{end}"
@@ -210,11 +227,18 @@ class DurableDevice:
             group.save()
         group.step(self.name, start, end, "before")
         self._strike(start, end, name, released)
+        if self._released != released:
+            raise DeviceError(self.name, f"{start} -> {end}", errno.ENODEV)
         with group.lock:
             opened = self._change(start, end)
             self._kept.state = int(end)
-            self._run()
-            group.save()
+            try:
+                self._run()
+                group.save()
+            except OSError:
+                if opened >= 0:
+                    os.close(opened)
+                raise
         group.step(self.name, start, end, "after")
         return opened
 
@@ -272,7 +296,7 @@ class DurableDevice:
             fcntl.fcntl(self._stream, fcntl.F_SETPIPE_SZ, _PIPE)
         else:
             self._stream = os.memfd_create("durable-save")
-            data_fd = os.open(f"/proc/self/fd/{self._stream}", os.O_RDONLY | os.O_CLOEXEC)
+            data_fd = self._open_again(os.O_RDONLY)
         about = msgspec.msgpack.encode([self._kept.seed, len(self._kept.versions)])
         self._put(_SETUP, 0, 0, about)
         if end is State.STOP_COPY:
@@ -336,8 +360,16 @@ class DurableDevice:
             fcntl.fcntl(self._stream, fcntl.F_SETPIPE_SZ, _PIPE)
         else:
             self._stream = os.memfd_create("durable-load")
-            data_fd = os.open(f"/proc/self/fd/{self._stream}", os.O_WRONLY | os.O_CLOEXEC)
+            data_fd = self._open_again(os.O_WRONLY)
         return data_fd
+
+    def _open_again(self, how: int) -> int:
+        """The file of the session, with a position of its own."""
+        try:
+            return os.open(f"/proc/self/fd/{self._stream}", how | os.O_CLOEXEC)
+        except OSError:
+            self._end_session()
+            raise
 
     def _taken(self) -> bytes:
         if self._stream < 0:
@@ -408,7 +440,7 @@ class DurableDevice:
 
     def reset(self) -> None:
         self._release()
-        with self._group.lock:
+        with self._one, self._group.lock:
             self._end_session()
             kept = self._kept
             kept.state = int(State.RUNNING)

@@ -158,7 +158,7 @@ def _gather(
     summary = Summary()
     begin = time.monotonic()
     left = list(reversed(seeds))
-    held = {answers: b"" for answers in workers}
+    held = dict.fromkeys(workers, b"")
     asked = 0
     for _ in range(min(2 * len(workers), len(left))):
         os.write(ask, _SEED.pack(left.pop()))

@@ -258,5 +258,3 @@ class Run:
         self.log.close()
         os.close(self._stderr)
         shutil.rmtree(self.directory)
-
-

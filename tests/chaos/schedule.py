@@ -131,7 +131,7 @@ class Schedule:
 HARMLESS = frozenset({"none", "stall", "dribble", "reorder", "stranger", "device stream short"})
 """Kinds that must not keep a migration from its end."""
 
-WIRE = ("cut", "mute", "stall", "dribble", "reorder", "flip", "drop", "repeat", "swap")
+WIRE = ("cut", "mute", "stall", "dribble", "reorder", "flip", "drop", "repeat", "swap", "forge")
 
 _WEIGHTS = {
     "none": 3,
@@ -144,6 +144,7 @@ _WEIGHTS = {
     "drop": 6,
     "repeat": 6,
     "swap": 3,
+    "forge": 2,
     "stranger": 3,
     "kill": 14,
     "freeze": 7,
@@ -266,7 +267,11 @@ def _durable_devices(rng: random.Random) -> tuple[DeviceSpec, ...]:
     for name in _NAMES[:count]:
         flags = rng.choice(FLAG_SETS if count == 1 else FLAG_SETS[1::2])
         blocks = rng.randint(2, 30)
-        options: dict[str, Any] = {"flags": int(flags), "blocks": blocks, "seed": rng.randrange(1 << 32)}
+        options: dict[str, Any] = {
+            "flags": int(flags),
+            "blocks": blocks,
+            "seed": rng.randrange(1 << 32),
+        }
         if flags & Flags.PRE_COPY:
             options["initial"] = rng.randint(1, blocks)
             options["dirty"] = rng.choice((0, 1, 3))
@@ -308,7 +313,10 @@ def _any_point(rng: random.Random, channels: int, devices: int, side: str) -> At
     chance = rng.random()
     if chance < 0.3:
         return At(
-            "arc", side=side, count=rng.randint(0, 7 * devices), part=rng.choice(("before", "after"))
+            "arc",
+            side=side,
+            count=rng.randint(0, 7 * devices),
+            part=rng.choice(("before", "after")),
         )
     if chance < 0.6:
         return At("event", side=side, name=rng.choice((*_EVENTS[side], *_LATE[side])))
@@ -351,6 +359,10 @@ def _frame(rng: random.Random, channels: int) -> At:
 
 def _wire_strike(rng: random.Random, kind: str, channels: int, devices: int) -> Strike:
     every = rng.random() < 0.4
+    if kind == "forge":
+        # What the destination says that it took; the source must believe only what it sent.
+        at = At("unit", line=0, toward="source", name="loaded", part="inside")
+        return Strike(kind, at, how=rng.choice(("digest", "size")))
     if kind in ("drop", "repeat", "swap") and (kind == "swap" or rng.random() < 0.7):
         at = _frame(rng, channels) if rng.random() < 0.8 else _control_unit(rng)
         return Strike(kind, at, how="whole")
@@ -404,7 +416,11 @@ def _device_fault(
         what = kind.removeprefix("device stream ")
         size = device.options.get("state_size", 4096)
         fault = Fault(
-            at, what, errno=rng.choice(("EIO", "ENOMEM")), offset=rng.randrange(size), once=rng.random() < 0.6
+            at,
+            what,
+            errno=rng.choice(("EIO", "ENOMEM")),
+            offset=rng.randrange(size),
+            once=rng.random() < 0.6,
         )
         return DeviceFault(side, device.name, fault)
     flags = Flags(device.options["flags"]) if durable else _flags(device)
@@ -416,7 +432,11 @@ def _device_fault(
     what = kind.removeprefix("device arc ")
     left = rng.choice((None, None, "ERROR", "STOP")) if what == "errno" else None
     fault = Fault(
-        rng.choice(arcs), what, errno=rng.choice(("EIO", "EBUSY")), once=rng.random() < 0.7, state=left
+        rng.choice(arcs),
+        what,
+        errno=rng.choice(("EIO", "EBUSY")),
+        once=rng.random() < 0.7,
+        state=left,
     )
     return DeviceFault(side, device.name, fault)
 

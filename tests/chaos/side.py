@@ -182,7 +182,7 @@ class Side:
             self.say("strike", number=number)
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             self._limits.append((resource.RLIMIT_NOFILE, (soft, hard)))
-            taken = len(os.listdir("/proc/self/fd")) - 1
+            taken = len(_open_fds())
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, taken + strike.amount), hard))
         elif kind == "memory":
             self.say("strike", number=number)
@@ -322,9 +322,7 @@ class Side:
                 resource.setrlimit(which, limit)
 
     async def _send(self, policy: Policy) -> None:
-        hooks = Hooks(
-            stop_vcpus=lambda: self._vcpus(False), start_vcpus=lambda: self._vcpus(True)
-        )
+        hooks = Hooks(stop_vcpus=lambda: self._vcpus(False), start_vcpus=lambda: self._vcpus(True))
         source = Source(self.devices, self._address, policy=policy, hooks=hooks, observer=self._see)
         try:
             await source.run()
@@ -410,7 +408,7 @@ class Side:
 
 def _open_fds() -> set[str]:
     found = set()
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
-    return {f for f in found if not f.endswith("/fd")}
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that reads the folder is gone by then
+            found.add(f"{fd.name} {fd.readlink()}")
+    return found

@@ -90,6 +90,14 @@ class Units:
             return "?"
 
 
+def _forge(unit: bytes, field: str) -> bytes:
+    """LOADED with another digest or size of its first device."""
+    message = msgspec.msgpack.decode(unit[8:])
+    message["devices"][0][field] ^= 1
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(4, "little") + unit[4:8] + body
+
+
 class Flow:
     """One direction of a connection."""
 
@@ -301,7 +309,7 @@ class Wire:
             return
         self._waiting.remove(strike)
         kind, half = strike.kind, len(unit) // 2
-        if kind in ("flip", "drop", "repeat", "swap"):
+        if kind in ("flip", "drop", "repeat", "swap", "forge"):
             self.struck.append(strike)
             if kind == "flip":
                 at = strike.amount // 8 % len(unit)
@@ -310,6 +318,8 @@ class Wire:
                 unit = b"" if strike.how == "whole" else unit[:half] + unit[half + strike.amount :]
             elif kind == "repeat":
                 unit = unit * 2 if strike.how == "whole" else unit + unit[-strike.amount :]
+            elif kind == "forge":
+                unit = _forge(unit, strike.how)
             else:
                 flow.swapped, unit = unit, b""
             flow.out += unit

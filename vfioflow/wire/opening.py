@@ -114,9 +114,7 @@ async def _look_up(address: Address) -> list[Any]:
     """What getaddrinfo finds; a number is no reason to start a thread.  Raises OSError."""
     number = socket.AI_NUMERICHOST
     try:
-        return socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=number
-        )
+        return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=number)
     except socket.gaierror:
         loop = asyncio.get_running_loop()
         return await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
