@@ -18,7 +18,7 @@ quietly = @echo "$(1)"; log=$$(mktemp); \
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-kernel chaos lint bench bench-quick clean
+.PHONY: help demo test test-kernel chaos chaos-mutants lint bench bench-quick clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -37,6 +37,9 @@ test-kernel: $(STAMP)-test $(STAMP)-runtime  ## run the tests on real VFIO devic
 
 chaos: $(STAMP)-test $(STAMP)-runtime  ## RUNS migrations (1000) with one fault schedule each, from SEED (1); JSON=FILE: a summary there
 	@$(BIN)/python -m tests.chaos --runs $(RUNS) --start $(SEED) $(if $(JSON),--json $(JSON))
+
+chaos-mutants: $(STAMP)-test $(STAMP)-runtime  ## break the code in each of many ways, and see that chaos notices
+	@$(BIN)/python -m tests.chaos.mutants
 
 lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extensions compile without a warning
 	@$(BIN)/ruff check .

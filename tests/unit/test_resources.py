@@ -69,7 +69,7 @@ def test_a_connection_without_a_descriptor_is_a_lost_peer(monkeypatch):
         monkeypatch.setattr(socket, "socket", none_left)
         await connect(Address("127.0.0.1", 1), Preamble(Role.CONTROL), 5)
 
-    with pytest.raises(PeerLost, match="cannot connect to tcp://127.0.0.1:1: Too many open files"):
+    with pytest.raises(PeerLost, match=r"cannot connect to \S+: Too many open files"):
         asyncio.run(body())
 
 
