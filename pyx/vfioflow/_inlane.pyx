@@ -212,7 +212,8 @@ cdef class Receiver:
         status = decode(header, frame, self.pool.size, self.pool.size)
         if status < 0:
             return fail(fault, AT_FRAME, status, -1, 0)
-        if self.may_splice(frame, wire):
+        # With a window a frame whose connection breaks comes again, so none of it may be with the device.
+        if channel.window.size == 0 and self.may_splice(frame, wire):
             return self.deliver(frame, NULL, wire, fault)
         if frame.length > 0:
             wire.broken = recv_payload(wire.fd, arrived, frame.length)

@@ -182,6 +182,8 @@ class _Judge:
         """The devices of a side in doubt keep what they hold, and stay as they are."""
         if self._faults(side) or self._hook_failed(side):
             return
+        if side == "destination" and "hold the state" not in f"{self._said(side, 'told')}":
+            return  # it has committed, and a device did not follow
         good = ("STOP_COPY",) if side == "source" else ("STOP", "RUNNING_P2P")
         bad = {n: s for n, s in self._states(side).items() if s not in good}
         if bad or self._reset(side) or self._vcpus[side]:

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import select
 import struct
 import threading
 import zlib
@@ -182,6 +183,7 @@ class DurableDevice:
         self._strict = strict
         self._faults = list(faults)
         self._stream = -1
+        self._drain: _Drain | None = None
         self._unsent: set[int] = set()
         self._records = 0
         self._sum = 0
@@ -209,10 +211,10 @@ class DurableDevice:
                     now = self.state
                     try:
                         opened = self._arc(now, stop, released)
-                    except OSError as error:
+                    except (OSError, RuntimeError) as error:  # no descriptor, or no thread
                         if isinstance(error, DeviceError):
                             raise
-                        code = error.errno or errno.EIO
+                        code = getattr(error, "errno", None) or errno.EAGAIN
                         raise DeviceError(self.name, f"{now} -> {stop}", code) from error
                     if opened >= 0:
                         data_fd = opened
@@ -331,6 +333,9 @@ class DurableDevice:
             self._end_session()
 
     def _end_session(self) -> None:
+        if self._drain is not None:
+            self._drain.end()
+            self._drain = None
         if self._stream >= 0:
             os.close(self._stream)
             self._stream = -1
@@ -357,7 +362,12 @@ class DurableDevice:
     def _open_load(self) -> int:
         if self._pipe:
             self._stream, data_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            fcntl.fcntl(self._stream, fcntl.F_SETPIPE_SZ, _PIPE)
+            try:
+                self._drain = _Drain(self._stream)
+            except (OSError, RuntimeError):
+                os.close(data_fd)
+                self._end_session()
+                raise
         else:
             self._stream = os.memfd_create("durable-load")
             data_fd = self._open_again(os.O_WRONLY)
@@ -376,15 +386,8 @@ class DurableDevice:
             return b""
         if not self._pipe:
             return os.pread(self._stream, os.fstat(self._stream).st_size, 0)
-        taken = bytearray()
-        while True:
-            try:
-                piece = os.read(self._stream, _PIPE)
-            except BlockingIOError:
-                return bytes(taken)
-            if not piece:
-                return bytes(taken)
-            taken += piece
+        assert self._drain is not None
+        return self._drain.end()
 
     def _load(self) -> None:
         """Take the state that was written, if it is one."""
@@ -460,3 +463,49 @@ class DurableDevice:
         with self._let_go:
             self._released += 1
             self._let_go.notify_all()
+
+
+class _Drain:
+    """Takes what is written to a pipe, as it comes."""
+
+    def __init__(self, pipe: int) -> None:
+        self._taken = bytearray()
+        self._pipe = pipe
+        self._ask, self._tell = os.pipe2(os.O_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="durable-drain", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            os.close(self._ask)
+            os.close(self._tell)
+            raise
+
+    def _run(self) -> None:
+        poll = select.poll()
+        for fd in (self._pipe, self._ask):
+            poll.register(fd, select.POLLIN)
+        asked = False
+        while True:
+            ready = [fd for fd, _ in poll.poll(0 if asked else None)]
+            asked = asked or self._ask in ready
+            try:
+                piece = os.read(self._pipe, _PIPE)
+            except BlockingIOError:
+                piece = None
+            if piece:
+                self._taken += piece
+            elif asked:
+                return
+            elif piece is not None:
+                poll.unregister(self._pipe)  # closed; whoever ends it says so
+
+    def end(self) -> bytes:
+        """All that was written."""
+        if self._thread.is_alive():
+            os.write(self._tell, b"x")
+            self._thread.join()
+        for fd in (self._ask, self._tell):
+            if fd >= 0:
+                os.close(fd)
+        self._ask = self._tell = -1
+        return bytes(self._taken)

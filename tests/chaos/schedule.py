@@ -128,14 +128,17 @@ class Schedule:
         return "\n".join(lines)
 
 
-HARMLESS = frozenset({"none", "stall", "dribble", "reorder", "stranger", "device stream short"})
-"""Kinds that must not keep a migration from its end."""
+HARMLESS = frozenset(
+    {"none", "break", "stall", "dribble", "reorder", "stranger", "device stream short"}
+)
+"""Kinds that must not keep a migration from its end; "break" is a cut that the policy mends."""
 
 WIRE = ("cut", "mute", "stall", "dribble", "reorder", "flip", "drop", "repeat", "swap", "forge")
 
 _WEIGHTS = {
     "none": 3,
-    "cut": 14,
+    "cut": 12,
+    "break": 8,
     "mute": 3,
     "stall": 3,
     "dribble": 4,
@@ -211,6 +214,10 @@ def schedule(seed: int) -> Schedule:
     durable = not sim_only and ("kill" in kinds or rng.random() < 0.4)
     devices = _durable_devices(rng) if durable else _sim_devices(rng)
     policy = _policy(rng, kinds)
+    if "break" in kinds and "reconnect_timeout" not in policy:
+        policy.update(_reconnecting(rng, HARMLESS.issuperset(kinds)))
+    if {"drop", "repeat", "swap"} & set(kinds) and rng.random() < 0.4:
+        policy["digest"] = False
     channels = policy["channels"] or len(devices)
     strikes: list[Strike] = []
     faults: list[DeviceFault] = []
@@ -239,10 +246,16 @@ def _policy(rng: random.Random, kinds: list[str]) -> dict[str, Any]:
         "stall_timeout": 20.0 if harmless else 0.7,
     }
     if rng.random() < 0.4:
-        policy["reconnect_timeout"] = 20.0 if harmless else 0.6
-        policy["reconnect_stop_copy"] = rng.choice(("wait", "go-back"))
-        policy["window"] = rng.choice((1, 65536, 1 << 20))
+        policy.update(_reconnecting(rng, harmless))
     return policy
+
+
+def _reconnecting(rng: random.Random, harmless: bool) -> dict[str, Any]:
+    return {
+        "reconnect_timeout": 20.0 if harmless else 0.6,
+        "reconnect_stop_copy": rng.choice(("wait", "go-back")),
+        "window": rng.choice((1, 65536, 1 << 20)),
+    }
 
 
 def _sim_devices(rng: random.Random) -> tuple[DeviceSpec, ...]:
@@ -284,6 +297,8 @@ def _durable_devices(rng: random.Random) -> tuple[DeviceSpec, ...]:
 def _strike(rng: random.Random, kind: str, channels: int, devices: int) -> Strike:
     if kind in WIRE:
         return _wire_strike(rng, kind, channels, devices)
+    if kind == "break":
+        return _break(rng, channels)
     side = rng.choice(SIDES)
     if kind == "kill":
         how = rng.choice(("", "", "restart"))
@@ -307,6 +322,36 @@ def _strike(rng: random.Random, kind: str, channels: int, devices: int) -> Strik
     at = At("event", side=side, name=rng.choice((*_EVENTS[side], "start", "start", "start")))
     amount = rng.randint(0, 24) if kind == "descriptors" else rng.randint(0, 48)
     return Strike(kind, at, side, amount=amount)
+
+
+def _break(rng: random.Random, channels: int) -> Strike:
+    """A cut where both sides know already that it can be mended."""
+    every = rng.random() < 0.3
+    toward = rng.choice(SIDES)
+    part = rng.choice(("before", "inside", "after"))
+    chance = rng.random()
+    if chance < 0.25:
+        side = rng.choice(SIDES)
+        events = _EVENTS[side]
+        first = "phase pre-copy" if side == "source" else "initial loaded"
+        at = At("event", side=side, name=rng.choice(events[events.index(first) :]))
+        every = True
+    elif chance < 0.6:
+        names = ("probe", "switchover", "commit", "goodbye")
+        if toward == "source":
+            names = ("probe-done", "switchover-ack", "loaded", "running")
+        at = At("unit", toward=toward, name=rng.choice(names), part=part)
+    else:
+        at = At(
+            "unit",
+            line=rng.randint(1, channels),
+            toward="destination",
+            name=rng.choice((*_FRAMES, "raw", "raw", "zstd")),
+            count=rng.choice((0, 0, 1, 2, 5, 9)),
+            part=part,
+        )
+    amount = rng.choice((0, 0, 1, 3))
+    return Strike("break", at, every=every, amount=amount, how=rng.choice(("reset", "close")))
 
 
 def _any_point(rng: random.Random, channels: int, devices: int, side: str) -> At:

@@ -176,7 +176,7 @@ class Wire:
     def strike(self, strike: Strike, flow: Flow | None = None) -> None:
         """Do what a strike says; ``flow`` is where it was due."""
         self.struck.append(strike)
-        if strike.kind not in ("cut", "mute", "stall", "dribble", "reorder", "stranger"):
+        if strike.kind not in ("cut", "break", "mute", "stall", "dribble", "reorder", "stranger"):
             self._process(strike)
             return
         if strike.kind == "stranger":
@@ -186,7 +186,7 @@ class Wire:
         for line in lines:
             if not line.open:
                 continue
-            if strike.kind == "cut":
+            if strike.kind in ("cut", "break"):
                 for each in line.flows:
                     self._write(each, len(each.out), forced=True)
                 line.close(strike.how == "reset")
@@ -205,7 +205,7 @@ class Wire:
                     other = self.lines[(line.number + 1) % len(self.lines)]
                     ahead = sum(f.passed for f in other.flows) + strike.amount
                     each.behind = (other.number, ahead)
-        if strike.kind == "cut":
+        if strike.kind in ("cut", "break"):
             self._refuse = strike.amount
 
     def _stranger(self, how: str) -> None:
