@@ -54,7 +54,7 @@ from vfioflow._frame cimport (
     decode,
     digest,
 )
-from vfioflow._window cimport window_await, window_dealt_with, window_running
+from vfioflow._window cimport window_await, window_dealt_with, window_done
 
 CHUNK_LIMIT = MAX_CHUNK
 
@@ -178,7 +178,6 @@ cdef class Receiver:
         memset(&frame, 0, sizeof(frame))
         if arrived == NULL or unpacked == NULL:
             status = fail(fault, AT_MEMORY, -ENOMEM, -1, 0)
-        window_running(&channel.window, True)
         while status == 0 and frame.kind != KIND_CLOSE and not self.cancel.flag:
             wire.fd = channel.fd
             wire.broken = 0
@@ -192,7 +191,7 @@ cdef class Receiver:
             elif status == 0:
                 window_dealt_with(&channel.window, wire.fd, HEADER_SIZE + <size_t> frame.length,
                                   frame.kind == KIND_CLOSE)
-        window_running(&channel.window, False)
+        window_done(&channel.window)
         if wire.pipe[0] >= 0:
             close(wire.pipe[0])
             close(wire.pipe[1])

@@ -20,7 +20,7 @@ ctypedef struct window_t:
     pthread_cond_t changed      # broken, parked, lost or running have
     int broken                  # the connection; another may come
     int lost                    # nobody will bring another
-    int running                 # receiver: a thread is at work
+    int running                 # receiver: a thread is or will be at work
     int parked                  # receiver: it waits for another connection
     int signal_fd               # an eventfd, written when the connection breaks; -1: none
 
@@ -36,7 +36,7 @@ cdef int window_flush(window_t *window, int *fd, Cancel cancel) noexcept nogil
 # The receiver's
 cdef void window_dealt_with(window_t *window, int fd, size_t size, bint last) noexcept nogil
 cdef int window_await(window_t *window, Cancel cancel) noexcept nogil
-cdef void window_running(window_t *window, bint running) noexcept nogil
+cdef void window_done(window_t *window) noexcept nogil
 cdef int window_park(window_t *window, Cancel cancel, uint64_t *heard) noexcept nogil
 cdef void window_unpark(window_t *window, int *fd, int new_fd) noexcept nogil
 # Both sides'

@@ -41,6 +41,7 @@ cdef int window_open(window_t *window, size_t size, bint sender, int signal_fd) 
             window.ring = NULL
             return -ENOMEM
     window.size = size
+    window.running = not sender     # or will be, soon
     pthread_mutex_init(&window.lock, NULL)
     pthread_cond_init(&window.changed, NULL)
     return 0
@@ -261,9 +262,10 @@ cdef int window_await(window_t *window, Cancel cancel) noexcept nogil:
     return status
 
 
-cdef void window_running(window_t *window, bint running) noexcept nogil:
+cdef void window_done(window_t *window) noexcept nogil:
+    """The receiver will take nothing more."""
     pthread_mutex_lock(&window.lock)
-    window.running = running
+    window.running = 0
     signal(window)
     pthread_mutex_unlock(&window.lock)
 

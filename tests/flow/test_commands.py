@@ -14,6 +14,7 @@ import pytest
 from processes import running
 
 from vfioflow.devices.config import load_devices
+from vfioflow.wire.opening import Preamble, Role
 
 DEVICES = """
 [[device]]
@@ -274,7 +275,7 @@ def test_garbage_and_then_a_migration(devices):
                 assert "vfioflow: warning: refused a connection from" in there.wait_for("refused")
         # One that begins well, and is gone before it offers anything.
         with socket.create_connection((host, int(port))) as stranger:
-            stranger.sendall(b"VFIOFLOW" + (1).to_bytes(2, "little") + b"\x01" + bytes(21))
+            stranger.sendall(Preamble(Role.CONTROL).pack())
             stranger.shutdown(socket.SHUT_WR)
             there.wait_for("vfioflow: warning: no migration from")
         with sending(devices, there.address, "--downtime-limit=5s") as here:
