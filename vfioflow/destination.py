@@ -441,7 +441,9 @@ class Destination(Taker):
             unsure = await self.taking.discard(failed.reason)
             if unsure and self._loaded and isinstance(reason, JournalError):
                 # COMMITTED may be on the disk: whoever comes back must find the state.
-                self._in_doubt(reason, f"The devices here hold the state and stay stopped: {unsure}")
+                self._in_doubt(
+                    reason, f"The devices here hold the state and stay stopped: {unsure}"
+                )
                 return
             trouble = await barrier.reset_all(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
