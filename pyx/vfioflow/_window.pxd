@@ -30,7 +30,7 @@ cdef void window_close(window_t *window) noexcept nogil
 # The sender's
 cdef int window_send(window_t *window, int *fd, const void *head, size_t head_size, const void *payload,
                      size_t size, Cancel cancel) noexcept nogil
-cdef bint window_look(window_t *window, int fd) noexcept nogil
+cdef bint window_look(window_t *window, const int *fd) noexcept nogil
 cdef int window_resume(window_t *window, int *fd, int new_fd, uint64_t heard) noexcept nogil
 cdef int window_flush(window_t *window, int *fd, Cancel cancel) noexcept nogil
 # The receiver's
