@@ -24,7 +24,7 @@ quietly = @echo "$(1)"; log=$$(mktemp); \
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-asan test-kernel fuzz lint bench bench-quick clean
+.PHONY: help demo test test-asan test-kernel fuzz check-model lint bench bench-quick clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -51,6 +51,10 @@ fuzz: $(STAMP)-fuzz $(STAMP)-runtime  ## fuzz all parsers, each for SECONDS=60; 
 	$(call quietly,Compiling for the fuzzer with clang,CC=clang LDSHARED="clang -shared" VFIOFLOW_SANITIZE=address$(comma)fuzzer-no-link \
 		$(BIN)/python setup.py --quiet build --build-base build/fuzz --build-lib build/fuzz/lib)
 	@$(BIN)/python tests/fuzz/campaign.py --seconds $(SECONDS) $(TARGET)
+
+check-model:  ## check the model of the hand-over (docs/model.md), every state of it: about a minute, 1 GB
+	@.ci/model-packages
+	@$(PYTHON) docs/model/check.py
 
 lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extensions compile without a warning
 	@$(BIN)/ruff check .

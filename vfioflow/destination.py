@@ -46,6 +46,10 @@ from vfioflow.wire.opening import Preamble
 __all__ = ["Caller", "Destination"]
 
 _LARGEST_WINDOW = 2**40
+_LARGEST_STATE = 2**50
+_LONGEST = 1e9
+"""Seconds."""
+_LONGEST_NAME = 255
 
 
 class _Lane:
@@ -143,6 +147,7 @@ class Destination(Taker):
     async def _admit(self, offer: messages.Offer) -> None:
         """Is there a match for each, and may they move together?  Then all go to RESUMING."""
         self._enter(Phase.SET_UP)
+        _check_offer(offer)
         offered = [admission.Facts(d.name, d.driver, Flags(d.flags)) for d in offer.devices]
         infos = {device.name: device.info for device in self._devices}
         here = [admission.Facts(i.name, i.driver, i.flags) for i in infos.values()]
@@ -153,14 +158,6 @@ class Destination(Taker):
             for name, state in states.items()
             if state != "RUNNING"
         }
-        if not (1 <= offer.channels <= MAX_CHANNELS and 1 <= offer.chunk_size <= CHUNK_LIMIT):
-            raise ProtocolError(
-                f"the offer has {offer.channels} channels and chunks of {offer.chunk_size} bytes"
-            )
-        if not (0 <= offer.window <= _LARGEST_WINDOW and offer.reconnect_seconds >= 0):
-            raise ProtocolError(
-                f"the offer has a window of {offer.window} bytes for {offer.reconnect_seconds} s"
-            )
         try:
             if reasons:
                 raise AdmissionError(reasons)
@@ -201,6 +198,7 @@ class Destination(Taker):
             digests=offer.digests,
             signal_fd=self._signal,
             window=offer.window,
+            keys=[self._keys.frames(number) for number in range(offer.channels)],
         )
         if offer.window:
             self._patience = offer.reconnect_seconds
@@ -210,7 +208,7 @@ class Destination(Taker):
         self._digests = offer.digests
         pages = all(lane.port is not None and lane.port.takes_pages for lane in self._lanes)
         await self._control.send(
-            messages.Ready(splice=pages and not offer.digests and not offer.window)
+            messages.Ready(splice=pages and not (offer.digests or offer.window or self._keys.keyed))
         )
 
     def take_channel(self, preamble: Preamble, sock: socket.socket) -> bool:
@@ -500,6 +498,24 @@ class Destination(Taker):
             )
             report.bytes_total += stream.offset if stream is not None else 0
         report.bytes_wire = sum(d.bytes_wire for d in report.devices)
+
+
+def _check_offer(offer: messages.Offer) -> None:
+    """Raise ProtocolError unless all numbers and names in it are of this world."""
+    if not (1 <= offer.channels <= MAX_CHANNELS and 1 <= offer.chunk_size <= CHUNK_LIMIT):
+        raise ProtocolError(
+            f"the offer has {offer.channels} channels and chunks of {offer.chunk_size} bytes"
+        )
+    if not (0 <= offer.window <= _LARGEST_WINDOW and 0 <= offer.reconnect_seconds <= _LONGEST):
+        raise ProtocolError(
+            f"the offer has a window of {offer.window} bytes for {offer.reconnect_seconds} s"
+        )
+    for device in offer.devices:
+        for word in (device.name, device.driver, device.profile):
+            if len(word) > _LONGEST_NAME or not word.isprintable():
+                raise ProtocolError("the offer has a device with a name that cannot be one")
+        if not 0 <= (device.size or 0) <= _LARGEST_STATE:
+            raise ProtocolError(f"the offer has a device {device.name} of {device.size} bytes")
 
 
 def _pass_on(done: asyncio.Future[None], to: asyncio.Future[None]) -> None:

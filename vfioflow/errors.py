@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdmissionError",
+    "AuthenticationError",
     "ConfigError",
     "DeviceError",
     "HandoverInDoubt",
@@ -99,6 +100,13 @@ class PeerError(VfioflowError, ConnectionError):
     """The other side is not there, is not one of ours, or said something wrong."""
 
     exit_code = 5
+
+
+class AuthenticationError(PeerError):
+    """One side could not prove to the other who it is.
+
+    Keys or certificates differ, are not good (any more), or only one side has any.
+    """
 
 
 class PeerLost(PeerError):

@@ -32,6 +32,7 @@ from vfioflow.wire import messages
 from vfioflow.wire.address import Address
 from vfioflow.wire.control import Control
 from vfioflow.wire.greeting import call
+from vfioflow.wire.security import Guard
 
 __all__ = ["Decision", "Giving", "Log", "ask"]
 
@@ -138,12 +139,20 @@ def _claims(journal: Journal, role: Role, devices: Sequence[str]) -> dict[str, s
 
 
 async def ask(
-    address: Address, session: str, decision: Decision, identity: str, *, limit: float, each: float
+    address: Address,
+    guard: Guard,
+    session: str,
+    decision: Decision,
+    identity: str,
+    *,
+    limit: float,
+    each: float,
 ) -> messages.Running | messages.Discarded:
     """Ask the destination, on new connections, what has become of a session that broke off.
 
     Args:
         address: where it listens.
+        guard: what its connections are opened with.
         session: which.
         decision: "run", of a source that has committed, or "discard", of one that never will.
         identity: of the journal in which the destination recorded LOADED, as far as that is known.
@@ -160,7 +169,7 @@ async def ask(
     problem: PeerError = PeerLost("it was not asked again")
     while (left := until - loop.time()) > 0:
         try:
-            return await _ask(address, session, decision, identity, min(each, left), left)
+            return await _ask(address, guard, session, decision, identity, min(each, left), left)
         except RemoteError:
             raise
         except PeerError as error:
@@ -171,9 +180,15 @@ async def ask(
 
 
 async def _ask(
-    address: Address, session: str, decision: Decision, identity: str, each: float, limit: float
+    address: Address,
+    guard: Guard,
+    session: str,
+    decision: Decision,
+    identity: str,
+    each: float,
+    limit: float,
 ) -> messages.Running | messages.Discarded:
-    control, _ = await call(address, session, each)
+    control, _ = await call(address, session, guard, each)
     try:
         await control.send(messages.Resolve(session=session, decision=decision, journal=identity))
         answer = await control.expect(
@@ -191,11 +206,17 @@ class Giving:
     """The source's part."""
 
     def __init__(
-        self, journal: Journal | None, session: str, address: Address, policy: Policy
+        self,
+        journal: Journal | None,
+        session: str,
+        address: Address,
+        guard: Guard,
+        policy: Policy,
     ) -> None:
         self.log = Log(journal, timeout=policy.stall_timeout)
         self._session = session
         self._address = address
+        self._guard = guard
         self._policy = policy
         self._identity = ""
 
@@ -271,6 +292,7 @@ class Giving:
             identity = committed.identity if committed is not None else ""
         return await ask(
             self._address,
+            self._guard,
             self._session,
             decision,
             identity,

@@ -10,6 +10,7 @@ import termios
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import repeat
 from typing import TypeVar
 
 from vfioflow._buffers import Pool
@@ -41,14 +42,20 @@ class _Ends:
     """One side's connections, and the switch that ends its pumps.  Owns the sockets."""
 
     def __init__(
-        self, sockets: Sequence[socket.socket], *, window: int, sender: bool = False
+        self,
+        sockets: Sequence[socket.socket],
+        *,
+        window: int,
+        keys: Sequence[bytes],
+        sender: bool = False,
     ) -> None:
         self._sockets = list(sockets)
         self.cancel = Cancel()
         self.broken_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable when a connection broke."""
         self.channels = [
-            Channel(sock, window, sender=sender, signal_fd=self.broken_fd) for sock in sockets
+            Channel(sock, window, sender=sender, signal_fd=self.broken_fd, key=key)
+            for sock, key in zip(sockets, keys or repeat(b""), strict=False)
         ]
 
     def stop(self) -> None:
@@ -79,6 +86,7 @@ class _Ends:
 class Outbound(_Ends):
     """The source's lanes and channels.
 
+    ``keys`` are of the channels' frames; empty: they have no tags.
     ``splice``: the destination passes bytes on to its devices by splice (it says so in READY).
     """
 
@@ -89,9 +97,10 @@ class Outbound(_Ends):
         policy: Policy,
         *,
         splice: bool,
+        keys: Sequence[bytes] = (),
     ) -> None:
         window = policy.window_size(len(sockets))
-        super().__init__(sockets, window=window, sender=True)
+        super().__init__(sockets, window=window, keys=keys, sender=True)
         self.limiter = Limiter(policy.max_bandwidth or 0)
         threads = policy.thread_count
         spare_jobs = _JOBS_PER_THREAD * threads
@@ -160,7 +169,7 @@ class Outbound(_Ends):
 
 
 class Inbound(_Ends):
-    """The destination's lanes and channels."""
+    """The destination's lanes and channels.  ``keys`` as in :class:`Outbound`."""
 
     def __init__(
         self,
@@ -171,8 +180,9 @@ class Inbound(_Ends):
         digests: bool,
         signal_fd: int,
         window: int = 0,
+        keys: Sequence[bytes] = (),
     ) -> None:
-        super().__init__(sockets, window=window)
+        super().__init__(sockets, window=window, keys=keys)
         self._resuming = [asyncio.Lock() for _ in sockets]
         self.lanes = list(lanes)
         self.receiver = Receiver(

@@ -32,6 +32,7 @@ from vfioflow.wire.opening import (
     read_preamble,
     send_all,
 )
+from vfioflow.wire.security import Guard
 
 __all__ = ["Redial", "Rejoin"]
 
@@ -106,6 +107,7 @@ class Redial(_Watch):
     def __init__(
         self,
         address: Address,
+        guard: Guard,
         keys: Keys,
         control: Control,
         out: Outbound,
@@ -115,6 +117,7 @@ class Redial(_Watch):
     ) -> None:
         super().__init__(control, len(out.channels), signal_fd=out.broken_fd)
         self._address = address
+        self._guard = guard
         self._keys = keys
         self._out = out
         self._patience = patience
@@ -183,7 +186,7 @@ class Redial(_Watch):
         key = (line.role, line.channel, line.attempt)
         preamble = Preamble(line.role, line.channel, self._keys.token(*key), line.attempt)
         with ExitStack() as owned:
-            sock = await connect(self._address, preamble, limit)
+            sock = await connect(self._address, preamble, limit, self._guard)
             owned.callback(sock.close)
             if line.role is Role.CONTROL:
                 await self._control.break_off()

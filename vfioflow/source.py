@@ -47,6 +47,7 @@ from vfioflow.wire.control import Control
 from vfioflow.wire.greeting import call as call_peer
 from vfioflow.wire.keys import Keys
 from vfioflow.wire.opening import Preamble, Role, connect
+from vfioflow.wire.security import Security
 
 __all__ = ["Source", "migrate"]
 
@@ -67,6 +68,7 @@ async def migrate(
     observer: Observer | None = None,
     journal: Journal | None = None,
     session: str = "",
+    security: Security | None = None,
 ) -> Report:
     """Move a virtual machine's set of devices to the destination listening at ``to``.
 
@@ -81,6 +83,7 @@ async def migrate(
         journal: where to record what is decided, so that it outlives this process.
         session: the migration's name; default: a new one.  One that the journal knows is not
             begun again but settled, as :class:`vfioflow.resolution.Comeback` does.
+        security: how the two sides know each other: a key or certificates; None: not at all.
 
     Raises:
         ConfigError, AdmissionError, JournalError: nothing was touched, or every device is RUNNING here.
@@ -97,6 +100,7 @@ async def migrate(
         observer=observer,
         journal=journal,
         session=session,
+        security=security,
     )
     return await source.run()
 
@@ -114,8 +118,10 @@ class Source(Session):
         observer: Observer | None = None,
         journal: Journal | None = None,
         session: str = "",
+        security: Security | None = None,
     ) -> None:
         self._address = Address.parse(to)
+        self._guard = (security or Security()).for_source(self._address.host)
         policy = policy or Policy()
         report = Report(
             role="source",
@@ -125,7 +131,7 @@ class Source(Session):
             downtime_limit_ms=policy.downtime_limit * 1e3,
         )
         super().__init__(devices, report, policy=policy, hooks=hooks or Hooks(), observer=observer)
-        self._giving = Giving(journal, report.session, self._address, policy)
+        self._giving = Giving(journal, report.session, self._address, self._guard, policy)
         self._lanes = [Lane(device) for device in devices]
         self._control: Control | None = None
         self._keys: Keys | None = None
@@ -192,7 +198,7 @@ class Source(Session):
         """HELLO, both ways."""
         self._enter(Phase.CONNECT)
         self._control, self._keys = await call_peer(
-            self._address, self.report.session, self._policy.connect_timeout
+            self._address, self.report.session, self._guard, self._policy.connect_timeout
         )
 
     async def _offer(self) -> None:
@@ -232,12 +238,15 @@ class Source(Session):
             for number in range(channels):
                 token = self._keys.token(Role.DATA, number, 0)
                 preamble = Preamble(Role.DATA, number, token)
-                sockets.append(await connect(self._address, preamble, policy.connect_timeout))
+                sockets.append(
+                    await connect(self._address, preamble, policy.connect_timeout, self._guard)
+                )
             ready = await control.expect(
                 messages.Ready, timeout=policy.connect_timeout, what="word that it is ready"
             )
             names = [lane.name for lane in self._lanes]
-            self._out = Outbound(names, sockets, policy, splice=ready.splice)
+            keys = [self._keys.frames(number) for number in range(channels)]
+            self._out = Outbound(names, sockets, policy, splice=ready.splice, keys=keys)
         finally:
             if self._out is None:
                 for sock in sockets:
@@ -248,6 +257,7 @@ class Source(Session):
             control.resumable = True
             self._redial = Redial(
                 self._address,
+                self._guard,
                 self._keys,
                 control,
                 self._out,

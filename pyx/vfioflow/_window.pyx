@@ -177,18 +177,20 @@ cdef void put(window_t *window, const void *data, size_t size) noexcept nogil:
         window.head += size
 
 
-cdef int window_send(window_t *window, int *fd, const void *head, size_t head_size, const void *payload,
-                     size_t size, Cancel cancel) noexcept nogil:
-    """Send a frame, waiting for room and over as many connections as it takes.  0 or -errno.
+cdef int window_send(window_t *window, int *fd, const iovec *parts, int count, Cancel cancel) noexcept nogil:
+    """Send the parts of a frame, waiting for room and over as many connections as it takes.  0 or -errno.
 
     ``fd`` is where the channel keeps its connection: another may take its place meanwhile.
     """
-    cdef int status
+    cdef size_t size = 0
+    cdef int status, i
+    for i in range(count):
+        size += parts[i].iov_len
     pthread_mutex_lock(&window.lock)
-    status = make_room(window, fd, head_size + size, cancel)
+    status = make_room(window, fd, size, cancel)
     if status == 0:
-        put(window, head, head_size)
-        put(window, payload, size)
+        for i in range(count):
+            put(window, parts[i].iov_base, parts[i].iov_len)
         status = flush(window, fd, cancel, True)
     pthread_mutex_unlock(&window.lock)
     return status

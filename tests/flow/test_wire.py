@@ -156,7 +156,7 @@ async def fake_server(answer: bytes, *, close: bool = True):
         (
             Preamble(Role.CONTROL).pack() + struct.pack("<II", 2**31, 0),
             ProtocolError,
-            "control message of 2147483648 bytes",
+            "greeting of 2147483648 bytes",
         ),
         (
             Preamble(Role.CONTROL).pack() + struct.pack("<II", 4, 0) + b"\xff\xff\xff\xff",

@@ -18,6 +18,7 @@ EXIT_CODES = {
     errors.DeviceError: 4,
     errors.IllegalTransition: 4,
     errors.PeerError: 5,
+    errors.AuthenticationError: 5,
     errors.PeerLost: 5,
     errors.ProtocolError: 5,
     errors.RemoteError: 5,

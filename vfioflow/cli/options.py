@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import click
 
@@ -23,10 +23,13 @@ __all__ = [
     "journal_options",
     "json_option",
     "policy_options",
+    "security_options",
 ]
 
 
 if TYPE_CHECKING:
+    from vfioflow.wire.security import Security
+
     # click's stubs know what a type makes of a text; its classes only from 8.4 on.
     _Float: TypeAlias = click.ParamType[float]
     _Int: TypeAlias = click.ParamType[int]
@@ -306,6 +309,81 @@ journal_directory_option = click.option(
     " machines whose devices have the same names need one each."
     "  [default: $XDG_STATE_HOME/vfioflow, or ~/.local/state/vfioflow]",
 )
+
+
+_CERTIFICATES = {
+    "source": "ca-cert.pem, client-cert.pem and client-key.pem",
+    "destination": "ca-cert.pem, server-cert.pem and server-key.pem",
+}
+
+
+def security_options(
+    side: Literal["source", "destination"],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--psk``, ``--tls`` and a side's own name option; the command gets ``security``."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_security(
+            psk_file: str | None, tls_folder: str | None, tls_name: str | None, **values: Any
+        ) -> Any:
+            option = "--tls-hostname" if side == "source" else "--tls-peer"
+            if psk_file is not None and tls_folder is not None:
+                raise click.UsageError("--psk and --tls exclude each other")
+            if tls_name is not None and tls_folder is None:
+                raise click.UsageError(f"{option} needs --tls")
+            return command(security=Names(psk_file, tls_folder, tls_name, side), **values)
+
+        wrapped: Callable[..., Any] = with_security
+        wrapped = click.option(
+            "--tls-hostname" if side == "source" else "--tls-peer",
+            "tls_name",
+            metavar="NAME",
+            help="The name in the destination's certificate.  [default: the host of --to]"
+            if side == "source"
+            else "The only name in a source's certificate that is taken.  [default: any of the CA's]",
+        )(wrapped)
+        wrapped = click.option(
+            "--tls",
+            "tls_folder",
+            type=click.Path(),
+            metavar="DIR",
+            help="Encrypt, and know the other side by its certificate: a folder with"
+            f" {_CERTIFICATES[side]}, as QEMU has them.",
+        )(wrapped)
+        return click.option(
+            "--psk",
+            "psk_file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Know the other side by a key that both have, and find what was changed on the way;"
+            " hides nothing. `vfioflow key FILE` makes one.",
+        )(wrapped)
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a command was told of keys and certificates, which are read when they are needed."""
+
+    psk_file: str | None
+    tls_folder: str | None
+    tls_name: str | None
+    side: Literal["source", "destination"]
+
+    def read(self) -> Security:
+        """Read them.  Raises ConfigError."""
+        from vfioflow.wire.security import Security
+
+        if self.psk_file is not None:
+            return Security.from_psk_file(self.psk_file)
+        if self.tls_folder is None:
+            return Security()
+        if self.side == "source":
+            return Security.from_tls_dir(self.tls_folder, hostname=self.tls_name)
+        return Security.from_tls_dir(self.tls_folder, peer=self.tls_name)
+
 
 json_option = click.option(
     "--json",

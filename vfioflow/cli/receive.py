@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING
 import click
 
 from vfioflow.cli.console import complain, is_quiet, put, verbosity
-from vfioflow.cli.options import devices_option, journal_options, json_option, policy_options
+from vfioflow.cli.options import (
+    devices_option,
+    journal_options,
+    json_option,
+    policy_options,
+    security_options,
+)
 
 if TYPE_CHECKING:
+    from vfioflow.cli.options import Names
     from vfioflow.cli.render import Check
     from vfioflow.cli.session import Ended
     from vfioflow.devices.base import Device
@@ -36,6 +43,7 @@ log = logging.getLogger("vfioflow")
     required=True,
     help="Address to wait at; port 0 takes a free one, which is then printed.",
 )
+@security_options("destination")
 @journal_options
 @policy_options("connect_timeout", "stall_timeout", "resolve_timeout")
 @json_option
@@ -44,6 +52,7 @@ log = logging.getLogger("vfioflow")
 def command(
     devices_file: str,
     where: str,
+    security: Names,
     journal: Journal | None,
     policy: Policy,
     as_json: bool,
@@ -52,7 +61,9 @@ def command(
     """Wait for one `vfioflow send` and take its devices over into those in FILE.toml.
 
     \b
-    vfioflow receive --devices devices.toml --listen tcp://0.0.0.0:4747
+    vfioflow receive --devices devices.toml --listen tcp://0.0.0.0:4747 --psk migration.key
+
+    An address that other hosts can reach needs --psk or --tls.
 
     Each device that is sent goes into the one of the same name. Connections that are not
     vfioflow's are refused with a warning, and the wait goes on. Everything else, as limits and
@@ -88,6 +99,8 @@ def command(
                 return ended
             log.warning("no migration from %s: %s", session.report.peer, ended.error)
 
+    with failing_as_json("destination", as_json):
+        known = security.read()
     with failing_as_json("destination", as_json), open_devices(devices_file) as devices:
         screen = Screen(devices, where, quiet=is_quiet())
 
@@ -95,7 +108,7 @@ def command(
             if until_eof:
                 _cancel_at_eof()
             async with listen(
-                where, devices, policy=policy, observer=screen, journal=journal
+                where, devices, policy=policy, observer=screen, journal=journal, security=known
             ) as listener:
                 complain(f"listening on {listener.address}", kind="")
                 ended = await receive(listener, screen)

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING
 import click
 
 from vfioflow.cli.console import is_quiet, put, verbosity
-from vfioflow.cli.options import devices_option, journal_options, json_option, policy_options
+from vfioflow.cli.options import (
+    devices_option,
+    journal_options,
+    json_option,
+    policy_options,
+    security_options,
+)
 
 if TYPE_CHECKING:
+    from vfioflow.cli.options import Names
     from vfioflow.journal import Journal
     from vfioflow.policy import Policy
 
@@ -28,6 +35,7 @@ __all__ = ["command"]
     help="The migration's name. One that the journal knows is not begun again but settled: the"
     " devices run here, or the destination is asked what became of it.  [default: a new one]",
 )
+@security_options("source")
 @journal_options
 @policy_options()
 @json_option
@@ -36,6 +44,7 @@ def command(
     devices_file: str,
     to: str,
     session: str,
+    security: Names,
     journal: Journal | None,
     policy: Policy,
     as_json: bool,
@@ -43,7 +52,7 @@ def command(
     """Migrate the devices in FILE.toml to a waiting `vfioflow receive`.
 
     \b
-    vfioflow send --devices devices.toml --to tcp://10.0.0.2:4747 --downtime-limit 200ms
+    vfioflow send --devices devices.toml --to tcp://10.0.0.2:4747 --psk migration.key
 
     Ctrl-C takes everything back: the devices run on here. After a crash, the same command with
     --session settles where they are to run.
@@ -52,13 +61,21 @@ def command(
     from vfioflow.cli.view import Screen
     from vfioflow.source import Source
 
+    with failing_as_json("source", as_json):
+        known = security.read()
     with failing_as_json("source", as_json), open_devices(devices_file) as devices:
         screen = Screen(devices, to, policy.downtime_limit, quiet=is_quiet())
 
         async def main() -> int:
             with screen:
                 source = Source(
-                    devices, to, policy=policy, observer=screen, journal=journal, session=session
+                    devices,
+                    to,
+                    policy=policy,
+                    observer=screen,
+                    journal=journal,
+                    session=session,
+                    security=known,
                 )
                 ended = await attempt(source)
             if as_json:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
 from vfioflow.errors import ProtocolError
+from vfioflow.wire.trouble import printable
 
 __all__ = [
     "Accept",
@@ -19,12 +21,14 @@ __all__ = [
     "Hello",
     "Loaded",
     "LoadedDevice",
+    "MAX_DEVICES",
     "Message",
     "NONCE_SIZE",
     "Offer",
     "OfferedDevice",
     "Probe",
     "ProbeDone",
+    "Proof",
     "Ready",
     "Refuse",
     "Resolve",
@@ -45,6 +49,9 @@ Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 """A time that a side measured or expects; never NaN, which would pass every comparison."""
 
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+MAX_DEVICES = 4096
+
+_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class _Message(
@@ -54,22 +61,34 @@ class _Message(
 
 
 class Hello(_Message, frozen=True, tag="hello"):
-    """Both ways, first.  Says who is there and which session this is."""
+    """Both ways, first.  Says who is there and which session this is.
+
+    ``key``: whether its sender has a pre-shared key, and so goes on with a proof.
+    """
 
     version: int
     software: str
     session: str
     nonce: bytes
+    key: bool
 
     def check(self) -> None:
-        """Raise ProtocolError unless the peer speaks this version, and with a nonce of 32 bytes."""
+        """Raise ProtocolError unless the peer speaks this version, and all fields are as they must be."""
         if self.version != VERSION:
             raise ProtocolError(
-                f"the peer ({self.software}) speaks version {self.version} of the protocol, this"
-                f" side {VERSION}: install the same vfioflow on both"
+                f"the peer ({printable(self.software)}) speaks version {self.version} of the"
+                f" protocol, this side {VERSION}: install the same vfioflow on both"
             )
         if len(self.nonce) != NONCE_SIZE:
             raise ProtocolError(f"the peer's greeting has a nonce of {len(self.nonce)} bytes")
+        if _SESSION.fullmatch(self.session) is None:
+            raise ProtocolError("the peer's greeting has a session whose name cannot be one")
+
+
+class Proof(_Message, frozen=True, tag="proof"):
+    """Both ways, after the greetings, source first: that its sender has the pre-shared key."""
+
+    proof: bytes
 
 
 class OfferedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,7 +108,7 @@ class Offer(_Message, frozen=True, tag="offer"):
     ``reconnect_seconds``: how long the source tries to open a connection again that broke.
     """
 
-    devices: list[OfferedDevice]
+    devices: Annotated[list[OfferedDevice], msgspec.Meta(max_length=MAX_DEVICES)]
     channels: int
     chunk_size: int
     digests: bool
@@ -219,6 +238,7 @@ class Failed(_Message, frozen=True, tag="failed"):
 
 Message: TypeAlias = (
     Hello
+    | Proof
     | Offer
     | Accept
     | Refuse
