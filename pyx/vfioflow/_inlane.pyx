@@ -217,7 +217,7 @@ cdef class Receiver:
         if status < 0:
             return fail(fault, AT_FRAME, status, -1, 0)
         wire.size = frame_size(channel, frame)
-        if channel.mac == NULL and self.may_splice(frame, wire):
+        if channel.mac == NULL and channel.window.size == 0 and self.may_splice(frame, wire):
             return self.deliver(frame, NULL, wire, fault)
         if frame.length > 0:
             wire.broken = recv_payload(wire.fd, arrived, frame.length)
