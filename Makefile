@@ -5,6 +5,8 @@ PYTHON ?= python3
 FLAVOUR ?= debian custom
 SECONDS ?= 60
 TARGET ?=
+RUNS    ?= 1000
+SEED    ?= 1
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -24,7 +26,7 @@ quietly = @echo "$(1)"; log=$$(mktemp); \
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-asan test-kernel fuzz check-model lint bench bench-quick clean
+.PHONY: help demo test test-asan test-kernel chaos chaos-mutants fuzz check-model lint bench bench-quick clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -55,6 +57,12 @@ fuzz: $(STAMP)-fuzz $(STAMP)-runtime  ## fuzz all parsers, each for SECONDS=60; 
 check-model:  ## check the model of the hand-over (docs/model.md), every state of it: about a minute, 1 GB
 	@.ci/model-packages
 	@$(PYTHON) docs/model/check.py
+
+chaos: $(STAMP)-test $(STAMP)-runtime  ## RUNS migrations (1000) with one fault schedule each, from SEED (1); JSON=FILE: a summary there
+	@$(BIN)/python -m tests.chaos --runs $(RUNS) --start $(SEED) $(if $(JSON),--json $(JSON))
+
+chaos-mutants: $(STAMP)-test $(STAMP)-runtime  ## break the code in each of many ways, and see that chaos notices
+	@$(BIN)/python -m tests.chaos.mutants
 
 lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extensions compile without a warning
 	@$(BIN)/ruff check .

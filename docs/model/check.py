@@ -98,11 +98,13 @@ class Search:
 
 
 def row(*columns: object) -> None:
+    """A line of the table."""
     widths = (36, 16, 12, 7, 6, 5)
     print(*(str(c).ljust(w) for c, w in zip(columns, widths, strict=False)), flush=True)
 
 
 def main() -> int:
+    """Search, then see that each mutant is caught; 1 when something is wrong."""
     wrong = []
     row("search", "may happen", "states", "depth", "MB", "s")
     for name, budget in [*SEARCHES, ENDS]:
