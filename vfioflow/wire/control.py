@@ -203,7 +203,8 @@ class Control:
                 await self._inbox.put(message)
                 self.heard += 1
         except msgspec.DecodeError as error:
-            self._fail(ProtocolError(f"{self.peer} sent a control message that is none: {error}"))
+            said = printable(str(error))
+            self._fail(ProtocolError(f"{self.peer} sent a control message that is none: {said}"))
         except PeerLost as error:
             self._lose(PeerLost(f"{self.peer}: {error}"))
         except PeerError as error:
