@@ -14,10 +14,17 @@ class Channel:
 
     ``window``: bytes to keep until the receiver has dealt with them, at least two frames; 0: none.
     ``sender``: whether this end sends.  ``signal_fd``: an eventfd, written when the connection breaks.
+    ``key``: of the tags of its frames, 32 bytes; empty: none.
     """
 
     def __init__(
-        self, socket: socket.socket, window: int = 0, *, sender: bool = False, signal_fd: int = -1
+        self,
+        socket: socket.socket,
+        window: int = 0,
+        *,
+        sender: bool = False,
+        signal_fd: int = -1,
+        key: bytes = b"",
     ) -> None: ...
     def keep(self) -> None:
         """Take the descriptor from the socket: closed when the last pump is done with it."""

@@ -9,7 +9,8 @@ import socket
 import termios
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from itertools import repeat
 from typing import TypeVar
 
 from vfioflow._buffers import Pool
@@ -41,17 +42,25 @@ class _Ends:
     """One side's connections, and the switch that ends its pumps.  Owns the sockets."""
 
     def __init__(
-        self, sockets: Sequence[socket.socket], *, window: int, sender: bool = False
+        self,
+        sockets: Sequence[socket.socket],
+        *,
+        window: int,
+        keys: Sequence[bytes],
+        sender: bool = False,
     ) -> None:
         self._closed = False
-        self.broken_fd = -1
         self._sockets = list(sockets)
         self.cancel = Cancel()
-        self.broken_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Readable when a connection broke."""
-        self.channels = [
-            Channel(sock, window, sender=sender, signal_fd=self.broken_fd) for sock in sockets
-        ]
+        with ExitStack() as owned:
+            self.broken_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            """Readable when a connection broke."""
+            owned.callback(os.close, self.broken_fd)
+            self.channels = [
+                Channel(sock, window, sender=sender, signal_fd=self.broken_fd, key=key)
+                for sock, key in zip(sockets, keys or repeat(b""), strict=False)
+            ]
+            owned.pop_all()
 
     def stop(self) -> None:
         """Make every pump return soon.  The channels cannot be used afterwards."""
@@ -67,17 +76,7 @@ class _Ends:
                 channel.keep()
             else:
                 sock.close()
-        if not stuck:
-            self._close_broken_fd()
-
-    def __del__(self) -> None:
-        # The threads of stuck pumps keep this object as long as they may write there.
-        self._close_broken_fd()
-
-    def _close_broken_fd(self) -> None:
-        if self.broken_fd >= 0:
-            os.close(self.broken_fd)
-            self.broken_fd = -1
+        os.close(self.broken_fd)
 
     def _replace(self, number: int, sock: socket.socket) -> socket.socket:
         """Put another connection into the place of one that broke, which is returned, shut down."""
@@ -90,6 +89,7 @@ class _Ends:
 class Outbound(_Ends):
     """The source's lanes and channels.
 
+    ``keys`` are of the channels' frames; empty: they have no tags.
     ``splice``: the destination passes bytes on to its devices by splice (it says so in READY).
     """
 
@@ -100,9 +100,10 @@ class Outbound(_Ends):
         policy: Policy,
         *,
         splice: bool,
+        keys: Sequence[bytes] = (),
     ) -> None:
         window = policy.window_size(len(sockets))
-        super().__init__(sockets, window=window, sender=True)
+        super().__init__(sockets, window=window, keys=keys, sender=True)
         self.limiter = Limiter(policy.max_bandwidth or 0)
         threads = policy.thread_count
         spare_jobs = _JOBS_PER_THREAD * threads
@@ -174,7 +175,7 @@ class Outbound(_Ends):
 
 
 class Inbound(_Ends):
-    """The destination's lanes and channels."""
+    """The destination's lanes and channels.  ``keys`` as in :class:`Outbound`."""
 
     def __init__(
         self,
@@ -185,8 +186,9 @@ class Inbound(_Ends):
         digests: bool,
         signal_fd: int,
         window: int = 0,
+        keys: Sequence[bytes] = (),
     ) -> None:
-        super().__init__(sockets, window=window)
+        super().__init__(sockets, window=window, keys=keys)
         self._resuming = [asyncio.Lock() for _ in sockets]
         self.lanes = list(lanes)
         self.receiver = Receiver(
@@ -259,11 +261,12 @@ async def drive(
         while waiting:
             watched: set[asyncio.Future[T] | asyncio.Future[None]] = {*waiting, failure}
             await asyncio.wait(watched, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
-            for future in [f for f in waiting if f.done()]:
-                waiting.discard(future)
-                future.result()
-            if failure.done() and waiting:
+            done = [future for future in waiting if future.done()]
+            waiting.difference_update(done)
+            if failure.done() and (waiting or any(future.exception() for future in done)):
                 failure.result()
+            for future in done:
+                future.result()
             tick()
             now, before = loop.time(), seen
             seen = {}

@@ -92,6 +92,12 @@ class Policy:
     is left of the downtime limit, then the devices run on here) or "wait" (try for all of
     ``reconnect_timeout``)."""
 
+    resolve_timeout: float = 30.0
+    """Seconds to ask again, over new connections, when the last one was lost around COMMIT; 0: not.
+
+    The source asks, the destination waits to be asked; then the hand-over is in doubt.
+    """
+
     window: int = 64 * _MIB
     """Most bytes, all channels together, that are kept to be sent again; two frames per channel at least.
 
@@ -146,12 +152,9 @@ class Policy:
         for name in ("precopy_timeout", "connect_timeout", "stall_timeout"):
             value = getattr(self, name)
             _require(value > 0, name, value, "above 0 seconds")
-        _require(
-            self.reconnect_timeout >= 0,
-            "reconnect_timeout",
-            self.reconnect_timeout,
-            "0 seconds or above",
-        )
+        for name in ("reconnect_timeout", "resolve_timeout"):
+            value = getattr(self, name)
+            _require(value >= 0, name, value, "0 seconds or above")
 
     @property
     def zstd_level(self) -> int | None:

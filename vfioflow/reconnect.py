@@ -32,6 +32,7 @@ from vfioflow.wire.opening import (
     read_preamble,
     send_all,
 )
+from vfioflow.wire.security import Guard
 
 __all__ = ["Redial", "Rejoin"]
 
@@ -109,6 +110,7 @@ class Redial(_Watch):
     def __init__(
         self,
         address: Address,
+        guard: Guard,
         keys: Keys,
         control: Control,
         out: Outbound,
@@ -118,6 +120,7 @@ class Redial(_Watch):
     ) -> None:
         super().__init__(control, len(out.channels), signal_fd=out.broken_fd)
         self._address = address
+        self._guard = guard
         self._keys = keys
         self._out = out
         self._patience = patience
@@ -134,6 +137,8 @@ class Redial(_Watch):
                     self._look()
         finally:
             tasks = [line.work for line in self._lines if line.work is not None]
+            for line in self._lines:
+                line.work = None  # a task that ends by an error refers back to here
             for task in tasks:
                 task.cancel()
             if tasks:
@@ -186,7 +191,7 @@ class Redial(_Watch):
         key = (line.role, line.channel, line.attempt)
         preamble = Preamble(line.role, line.channel, self._keys.token(*key), line.attempt)
         with ExitStack() as owned:
-            sock = await connect(self._address, preamble, limit)
+            sock = await connect(self._address, preamble, limit, self._guard)
             owned.callback(sock.close)
             if line.role is Role.CONTROL:
                 await self._control.break_off()

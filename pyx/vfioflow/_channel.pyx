@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
-from posix.unistd cimport close
+from posix.unistd cimport close, dup
 
 from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EINTR, ENODATA, ETIMEDOUT, errno
 from pipes cimport SIOCOUTQNSD, ioctl, sendfile
@@ -35,7 +35,9 @@ from sockets cimport (
 )
 
 from vfioflow._fdio cimport fd_splice, wait_fd
+from vfioflow._status cimport check
 from vfioflow._frame cimport HEADER_SIZE, KIND_CLOSE, KIND_PAD, encode
+from vfioflow._mac cimport TAG_SIZE, mac_tag
 from vfioflow._window cimport (
     window_close,
     window_flush,
@@ -91,6 +93,8 @@ cdef object raise_fault(fault_t *fault, object name, object action):
         raise IntegrityError(f"{at}: a compressed frame does not unpack")
     if fault.where == AT_MEMORY:
         raise MemoryError(f"{at}: no buffer")
+    if fault.where == AT_TAG:
+        raise IntegrityError("a data frame was changed on the way: its tag is wrong")
     if fault.where == AT_FRAME:
         if fault.status == -EBADMSG:
             raise IntegrityError("a data frame is damaged: its header does not check")
@@ -221,41 +225,60 @@ cdef bint writable(const channel_t *channel) noexcept nogil:
     return poll(&about, 1, 0) == 1
 
 
-cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload, Cancel cancel) noexcept nogil:
+cdef size_t frame_size(const channel_t *channel, const frame_t *frame) noexcept nogil:
+    return HEADER_SIZE + <size_t> frame.length + (TAG_SIZE if channel.mac != NULL else 0)
+
+
+cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload,
+                    Cancel cancel) noexcept nogil:
     """Send a frame whole; the caller has entered the channel.  0 or -errno."""
-    cdef int status
     cdef uint8_t header[HEADER_SIZE]
-    cdef iovec parts[2]
-    cdef msghdr message
-    cdef size_t left = HEADER_SIZE + <size_t> frame.length
-    cdef size_t from_header
-    cdef ssize_t n
+    cdef uint8_t tag[TAG_SIZE]
+    cdef iovec parts[3]
+    cdef size_t tag_size = 0
+    cdef int status = 0
     encode(frame, header)
-    if channel.window.size > 0:
-        status = window_send(&channel.window, &channel.fd, header, HEADER_SIZE, payload, frame.length, cancel)
-        if status == 0:
-            channel.wire_bytes += left
-        return status
-    memset(&message, 0, sizeof(message))
+    if channel.mac != NULL:
+        tag_size = TAG_SIZE
+        status = mac_tag(channel.mac, header, HEADER_SIZE, payload, frame.length, tag)
+        channel.mac.number += 1
     parts[0].iov_base = header
     parts[0].iov_len = HEADER_SIZE
     parts[1].iov_base = <void *> payload
     parts[1].iov_len = frame.length
-    message.msg_iov = parts
-    message.msg_iovlen = 2
-    while left > 0:
-        n = sendmsg(channel.fd, &message, MSG_NOSIGNAL)
+    parts[2].iov_base = tag
+    parts[2].iov_len = tag_size
+    if status == 0 and channel.window.size > 0:
+        status = window_send(&channel.window, &channel.fd, parts, 3, cancel)
+    elif status == 0:
+        status = send_parts(channel.fd, parts, 3)
+    if status == 0:
+        channel.wire_bytes += frame_size(channel, frame)
+    return status
+
+
+cdef int send_parts(int fd, iovec *parts, int count) noexcept nogil:
+    """Send all of them, which are used up.  0 or -errno."""
+    cdef msghdr message
+    cdef size_t part
+    cdef ssize_t n
+    memset(&message, 0, sizeof(message))
+    while count > 0:
+        message.msg_iov = parts
+        message.msg_iovlen = count
+        n = sendmsg(fd, &message, MSG_NOSIGNAL)
         if n < 0:
             if errno == EINTR:
                 continue
             return -errno
-        left -= n
-        from_header = min(<size_t> n, parts[0].iov_len)
-        parts[0].iov_base = <char *> parts[0].iov_base + from_header
-        parts[0].iov_len -= from_header
-        parts[1].iov_base = <char *> parts[1].iov_base + (n - from_header)
-        parts[1].iov_len -= n - from_header
-    channel.wire_bytes += HEADER_SIZE + <size_t> frame.length
+        while count > 0 and (n > 0 or parts.iov_len == 0):
+            part = min(<size_t> n, parts.iov_len)
+            parts.iov_base = <char *> parts.iov_base + part
+            parts.iov_len -= part
+            n -= part
+            if parts.iov_len == 0:
+                parts += 1
+                count -= 1
     return 0
 
 
@@ -282,7 +305,7 @@ cdef int send_pages_frame(channel_t *channel, const frame_t *frame, int fd, bint
             return <int> n
         elif errno != EINTR:
             return -errno
-    channel.wire_bytes += HEADER_SIZE + <size_t> frame.length
+    channel.wire_bytes += frame_size(channel, frame)
     return 0
 
 
@@ -334,10 +357,17 @@ cdef class Channel:
         window: bytes to keep until the receiver has dealt with them, at least two frames; 0: none.
         sender: whether this end sends.
         signal_fd: an eventfd, written when the connection breaks; -1: none.
+        key: of the tags of its frames, 32 bytes; empty: none.
     """
 
-    def __cinit__(self, socket, size_t window=0, *, bint sender=False, int signal_fd=-1):
-        if window_open(&self.c.window, window, sender, signal_fd) < 0:
+    def __cinit__(self, socket, size_t window=0, *, bint sender=False, int signal_fd=-1, bytes key=b""):
+        self.signal_fd = -1
+        if key:
+            self.mac = Mac(key)
+            self.c.mac = &self.mac.c
+        if signal_fd >= 0:
+            self.signal_fd = check(dup(signal_fd))      # a pump that is stuck may outlive the session
+        if window_open(&self.c.window, window, sender, self.signal_fd) < 0:
             raise MemoryError(f"no memory for a window of {window} bytes")
         self.opened = 1
         pthread_mutex_init(&self.c.lock, NULL)
@@ -347,6 +377,8 @@ cdef class Channel:
         self.c.fd = socket.fileno()
 
     def __dealloc__(self):
+        if self.signal_fd >= 0:
+            close(self.signal_fd)
         if self.owned:
             close(self.c.fd)
         if self.opened:
@@ -389,9 +421,12 @@ cdef class Channel:
             PeerLost: given up meanwhile.
         """
         cdef int status
+        cdef int fd = socket.fileno()
         cdef fault_t fault
         socket.setblocking(True)
-        if window_resume(&self.c.window, &self.c.fd, socket.fileno(), heard) < 0:
+        with nogil:
+            status = window_resume(&self.c.window, &self.c.fd, fd, heard)
+        if status < 0:
             raise ProtocolError(f"the peer says that it took {heard} bytes of a channel, which cannot be")
         self.socket = socket
         with nogil:

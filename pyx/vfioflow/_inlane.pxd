@@ -25,6 +25,7 @@ ctypedef struct in_lane_t:
 ctypedef struct wire_t:
     int fd
     int pipe[2]                 # its own, for splice; -1: none yet
+    size_t size                 # what the frame takes on the wire
     int broken                  # -errno: it failed or ended before a frame was whole
 
 

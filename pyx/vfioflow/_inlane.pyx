@@ -28,10 +28,12 @@ from vfioflow._channel cimport (
     AT_DIGEST,
     AT_FRAME,
     AT_MEMORY,
+    AT_TAG,
     AT_WIRE,
     AT_ZSTD,
     await_bytes,
     fail,
+    frame_size,
     now_ns,
     raise_fault,
     recv_all,
@@ -54,6 +56,7 @@ from vfioflow._frame cimport (
     decode,
     digest,
 )
+from vfioflow._mac cimport TAG_SIZE, mac_fits
 from vfioflow._window cimport window_await, window_dealt_with, window_done
 
 CHUNK_LIMIT = MAX_CHUNK
@@ -189,8 +192,9 @@ cdef class Receiver:
                 if status < 0:
                     status = fail(fault, AT_WIRE, wire.broken, -1, 0)
             elif status == 0:
-                window_dealt_with(&channel.window, wire.fd, HEADER_SIZE + <size_t> frame.length,
-                                  frame.kind == KIND_CLOSE)
+                if channel.mac != NULL:
+                    channel.mac.number += 1
+                window_dealt_with(&channel.window, wire.fd, wire.size, frame.kind == KIND_CLOSE)
         window_done(&channel.window)
         if wire.pipe[0] >= 0:
             close(wire.pipe[0])
@@ -201,8 +205,9 @@ cdef class Receiver:
 
     cdef int take(self, channel_t *channel, frame_t *frame, uint8_t *arrived, uint8_t *unpacked, wire_t *wire,
                   Decompressor decompressor, fault_t *fault) noexcept nogil:
-        """Take the next frame from the wire and deal with it.  0 or -errno; wire.broken: it never came whole."""
+        """Take the next frame from the wire, and deal with it.  0 or -errno; wire.broken: it is not whole."""
         cdef uint8_t header[HEADER_SIZE]
+        cdef uint8_t tag[TAG_SIZE]
         cdef const uint8_t *data = arrived
         cdef int status
         wire.broken = recv_all(wire.fd, header, HEADER_SIZE)
@@ -211,13 +216,21 @@ cdef class Receiver:
         status = decode(header, frame, self.pool.size, self.pool.size)
         if status < 0:
             return fail(fault, AT_FRAME, status, -1, 0)
-        # With a window a frame whose connection breaks comes again, so none of it may be with the device.
-        if channel.window.size == 0 and self.may_splice(frame, wire):
+        wire.size = frame_size(channel, frame)
+        # With a window a frame whose connection breaks comes again, so none of it may be with the device;
+        # with a key all of it must be seen first.
+        if channel.window.size == 0 and channel.mac == NULL and self.may_splice(frame, wire):
             return self.deliver(frame, NULL, wire, fault)
         if frame.length > 0:
             wire.broken = recv_payload(wire.fd, arrived, frame.length)
             if wire.broken != 0:
                 return 0
+        if channel.mac != NULL:
+            wire.broken = recv_all(wire.fd, tag, TAG_SIZE)
+            if wire.broken != 0:
+                return 0
+            if not mac_fits(channel.mac, header, HEADER_SIZE, arrived, frame.length, tag):
+                return fail(fault, AT_TAG, -EBADMSG, -1, 0)
         if frame.kind == KIND_CLOSE:
             return 0
         if frame.kind == KIND_PAD:
@@ -291,7 +304,7 @@ cdef class Receiver:
                 lane.write_ns += now_ns() - before
         pthread_mutex_lock(&lane.lock)
         lane.offset += done
-        lane.wire_bytes += HEADER_SIZE + <uint64_t> frame.length
+        lane.wire_bytes += wire.size
         lane.frames += 1
         if status == 0 and frame.kind == KIND_MARK:
             lane.marks += 1

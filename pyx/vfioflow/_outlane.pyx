@@ -20,6 +20,7 @@ from vfioflow._channel cimport (
     AT_WIRE,
     enter,
     fail,
+    frame_size,
     leave,
     now_ns,
     thread_ns,
@@ -241,7 +242,8 @@ cdef class OutLane:
 
     cdef bint may_send_pages(self, const port_t *port) noexcept nogil:
         """Whether bytes can go from the port to the wire unseen, and that is faster."""
-        if not self.splice or self.digests or self.channels[0].window.size > 0:
+        cdef const channel_t *channel = self.channels[0]
+        if not self.splice or self.digests or channel.window.size > 0 or channel.mac != NULL:
             return False
         if not port.pages & PAGES_OUT and not (self.crowded and port.pages & PIPE_OUT):
             return False
@@ -484,5 +486,5 @@ cdef class OutLane:
                 or self.job_count > 0):
             self.let_go()
         self.frames += 1
-        self.wire_bytes += HEADER_SIZE + <uint64_t> frame.length
+        self.wire_bytes += frame_size(channel, frame)
         return status

@@ -1,6 +1,7 @@
-# What a channel has sent and the peer has not acknowledged: kept, to be sent again when the connection breaks.
+# What a channel has sent and the peer has not acknowledged: kept, to be sent again after a break.
 from libc.stdint cimport uint8_t, uint64_t
 from pthread cimport pthread_cond_t, pthread_mutex_t
+from sockets cimport iovec
 
 from vfioflow._fdio cimport Cancel
 
@@ -28,8 +29,7 @@ ctypedef struct window_t:
 cdef int window_open(window_t *window, size_t size, bint sender, int signal_fd) noexcept nogil
 cdef void window_close(window_t *window) noexcept nogil
 # The sender's
-cdef int window_send(window_t *window, int *fd, const void *head, size_t head_size, const void *payload,
-                     size_t size, Cancel cancel) noexcept nogil
+cdef int window_send(window_t *window, int *fd, const iovec *parts, int count, Cancel cancel) noexcept nogil
 cdef bint window_look(window_t *window, int fd) noexcept nogil
 cdef int window_resume(window_t *window, int *fd, int new_fd, uint64_t heard) noexcept nogil
 cdef int window_flush(window_t *window, int *fd, Cancel cancel) noexcept nogil

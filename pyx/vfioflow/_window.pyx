@@ -111,7 +111,11 @@ cdef void read_acks(window_t *window, int fd) noexcept nogil:
 
 
 cdef int make_room(window_t *window, int *fd, size_t size, Cancel cancel) noexcept nogil:
-    """Wait until so much may be sent unacknowledged.  Called with the lock.  0 or -errno."""
+    """Wait until so much may be sent unacknowledged.  Called with the lock.  0 or -errno.
+
+    The lock is free while it waits: a peer that says nothing must not hold up who brings another
+    connection.
+    """
     cdef pollfd about
     cdef int status = 0
     if size > window.size:
@@ -128,7 +132,9 @@ cdef int make_room(window_t *window, int *fd, size_t size, Cancel cancel) noexce
         elif window.size - <size_t> (window.head - window.heard) < size:
             about.fd = fd[0]
             about.events = POLLIN
+            pthread_mutex_unlock(&window.lock)      # another connection may take this one's place meanwhile
             poll(&about, 1, MOMENT_MS)
+            pthread_mutex_lock(&window.lock)
             if cancel.flag:
                 return -ECANCELED
     return 0
@@ -171,18 +177,20 @@ cdef void put(window_t *window, const void *data, size_t size) noexcept nogil:
         window.head += size
 
 
-cdef int window_send(window_t *window, int *fd, const void *head, size_t head_size, const void *payload,
-                     size_t size, Cancel cancel) noexcept nogil:
-    """Send a frame, waiting for room and over as many connections as it takes.  0 or -errno.
+cdef int window_send(window_t *window, int *fd, const iovec *parts, int count, Cancel cancel) noexcept nogil:
+    """Send the parts of a frame, waiting for room and over as many connections as it takes.  0 or -errno.
 
     ``fd`` is where the channel keeps its connection: another may take its place meanwhile.
     """
-    cdef int status
+    cdef size_t size = 0
+    cdef int status, i
+    for i in range(count):
+        size += parts[i].iov_len
     pthread_mutex_lock(&window.lock)
-    status = make_room(window, fd, head_size + size, cancel)
+    status = make_room(window, fd, size, cancel)
     if status == 0:
-        put(window, head, head_size)
-        put(window, payload, size)
+        for i in range(count):
+            put(window, parts[i].iov_base, parts[i].iov_len)
         status = flush(window, fd, cancel, True)
     pthread_mutex_unlock(&window.lock)
     return status
@@ -294,8 +302,9 @@ cdef void window_unpark(window_t *window, int *fd, int new_fd) noexcept nogil:
 
 
 cdef void window_give_up(window_t *window) noexcept nogil:
-    """There will be no other connection."""
-    pthread_mutex_lock(&window.lock)
+    """There will be no other connection.
+
+    Without the lock, which a sender holds while its peer reads nothing; who waits looks again in a moment.
+    """
     window.lost = 1
     signal(window)
-    pthread_mutex_unlock(&window.lock)

@@ -27,7 +27,9 @@ some_message = st.one_of(
         software=text,
         session=text,
         nonce=st.binary(max_size=40),
+        key=st.booleans(),
     ),
+    st.builds(messages.Proof, proof=st.binary(max_size=40)),
     st.builds(
         messages.Offer,
         devices=st.lists(devices, max_size=3),
