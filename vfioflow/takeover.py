@@ -245,6 +245,8 @@ class Taker(Session):
             # Closing before the source has read it could destroy it.
             limit = self._policy.connect_timeout + self._patience
             waits.add(asyncio.create_task(_say(control, message, limit)))
+        for each in waits:  # one that ends badly beside another that ends well is no news
+            each.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             while waits:
                 done, waits = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
