@@ -78,6 +78,7 @@ bench: $(STAMP)-bench $(STAMP)-runtime  ## benchmarks, then the comparisons with
 	@$(BIN)/python bench/compare.py raw --gib 1 --rounds 3 --json bench/results/raw.json --plot bench/results/raw.svg
 	@$(BIN)/python bench/compare.py compressed --gib 2 --rounds 2 --json bench/results/compressed.json --plot bench/results/compressed.svg
 	@$(BIN)/python bench/compare.py scale --gib 32 --rounds 2 --json bench/results/scale.json --plot bench/results/scale.svg
+	@$(BIN)/python bench/compare.py security --gib 1 --rounds 3 --json bench/results/security.json
 
 bench-quick: $(STAMP)-bench $(STAMP)-runtime  ## a few of the comparisons against stored ratios, in two minutes; fails when slower
 	@.ci/bench-packages

@@ -438,14 +438,19 @@ class Destination(Taker):
         if not (self._loaded or self._told or isinstance(error, AdmissionError)):
             await self._tell(self._control, failed)
         if self._touched:
+            unsure = await self.taking.discard(failed.reason)
+            if unsure and self._loaded and isinstance(reason, JournalError):
+                # COMMITTED may be on the disk: whoever comes back must find the state.
+                self._in_doubt(
+                    reason, f"The devices here hold the state and stay stopped: {unsure}"
+                )
+                return
             trouble = await barrier.reset_all(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
             )
             self._add_trouble(trouble, error)
-            unsure = await self.taking.discarded(failed.reason)
-            if self._loaded and trouble and unsure:
-                self._in_doubt(reason, f"The devices here could not all be reset, and {unsure}")
-            elif self._loaded:  # COMMIT was heard: the source may take its devices back
+            self.taking.discarded(failed.reason)
+            if self._loaded:  # COMMIT was heard: the source may take its devices back
                 await self._tell(self._control, messages.Discarded(reason=failed.reason))
 
     async def _close(self) -> None:

@@ -215,6 +215,8 @@ class Inbound(_Ends):
         """
         channel = self.channels[number]
         async with self._resuming[number]:
+            if self._closed:
+                raise PeerLost("the session has ended")
             _shut_down(self._sockets[number])
             heard = await in_thread(channel.park, self.cancel, name=f"park-{number}")
             if heard is None:

@@ -271,6 +271,7 @@ class Listener:
                 except TimeoutError:
                     raise PeerLost(f"it did not greet within {limit:g} s") from None
                 if preamble.attempt:
+                    self._no_stranger(asyncio.current_task())  # its token is looked at, at once
                     if self._session is None or not await self._session.take_again(preamble, sock):
                         # Zeros for a token: there is no such session, or not any more.
                         nobody = Preamble(preamble.role, preamble.channel, attempt=preamble.attempt)

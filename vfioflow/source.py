@@ -397,10 +397,11 @@ class Source(Session):
         self._journaled("commit", seconds + running.journal_seconds)
         self.report.downtime_ms = sum(self.report.steps_ms.values())
         self.report.outcome = "completed"
-        with suppress(PeerLost):
-            await self._peer.send(messages.Goodbye())
+        # Recorded first: a destination that hears goodbye may forget the session.
+        if not await self._giving.released():
+            with suppress(PeerLost):
+                await self._peer.send(messages.Goodbye())
         await self._release()
-        await self._giving.released()
         self._enter(Phase.DONE)
 
     def _journaled(self, step: str, seconds: float) -> None:
@@ -449,6 +450,10 @@ class Source(Session):
             return
         told = self._told or self._control is None or await self._tell(self._control, failed)
         told = told or isinstance(error, TakenBack)
+        if unsure := await self._giving.withdraw():
+            self._committed = True
+            self._in_doubt(error, f"The devices here stay stopped: {unsure}")
+            return
         if self._touched:
             trouble = await barrier.back_to_running(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer

@@ -58,6 +58,7 @@ def hurry() -> None:
     _lanes._LAST_WORDS = _control._LAST_WORDS = 0.2
     _session._TELL_SECONDS = 0.2
     _reconnect._GRACE = 0.3
+    _reconnect._LAST_WORDS = 0.2
     _reconnect._LOOK = 0.02
 
 
@@ -299,7 +300,6 @@ class Side:
         policy = Policy(**self.plan.policy)
         run = self._send if self.name == "source" else self._receive
         error: BaseException | None = None
-        self._reach("event", name="start")
         try:
             asyncio.run(self._watched(run(policy)))
         except BaseException as caught:
@@ -316,6 +316,7 @@ class Side:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         try:
+            self._reach("event", name="start")
             await work
         finally:
             for which, limit in reversed(self._limits):

@@ -14,6 +14,7 @@ from vfioflow.threads import in_thread
 from vfioflow.wire.address import Address
 from vfioflow.wire.control import Control
 from vfioflow.wire.opening import Preamble, Role, connect
+from vfioflow.wire.security import Guard
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_a_connection_without_a_descriptor_is_a_lost_peer(monkeypatch):
 
     async def body():
         monkeypatch.setattr(socket, "socket", none_left)
-        await connect(Address("127.0.0.1", 1), Preamble(Role.CONTROL), 5)
+        await connect(Address("127.0.0.1", 1), Preamble(Role.CONTROL), 5, Guard())
 
     with pytest.raises(PeerLost, match=r"cannot connect to \S+: Too many open files"):
         asyncio.run(body())
@@ -110,7 +111,7 @@ def test_a_control_connection_that_comes_back_too_late_is_closed():
         near = socket.create_connection(listening.getsockname())
         far, _ = listening.accept()
         near.setblocking(False)
-        control = Control(near)
+        control = Control(near, side="source")
         await control.close()
         late, other = pairs[0]
         with pytest.raises(PeerLost, match="the session has ended"):
