@@ -186,7 +186,7 @@ async def _be_destination(server: _Server, data: bytes) -> None:
         elif what == DATA:
             await server.say(server.channels.get(number), payload[1:])
         elif what == OPEN and number in server.channels:
-            server.channels[number].close()
+            server.channels.pop(number).close()
         elif what == AGAIN and len(payload) > 2:
             await _answer_again(server, payload)
         else:

@@ -205,7 +205,8 @@ class Peer:
     def close(self) -> None:
         for sock in self.sockets:
             # By a reset, so that no port stays in use.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
 
 
