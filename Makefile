@@ -16,7 +16,7 @@ quietly = @echo "$(1)"; log=$$(mktemp); \
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-kernel lint bench bench-quick clean
+.PHONY: help demo test test-kernel check-model lint bench bench-quick clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -32,6 +32,10 @@ test-kernel: $(STAMP)-test $(STAMP)-runtime  ## run the tests on real VFIO devic
 		echo "Kernel tests, $$flavour: about two minutes once the guest is built (first time: 1 minute for debian, 10 for custom)"; \
 		$(PYTHON) tests/kernel/rig/rig.py $$flavour $(abspath $(BIN))/python -m pytest -p no:cacheprovider tests/kernel || exit; \
 	done
+
+check-model:  ## verify the model of the hand-over with Spin, a minute or two
+	@.ci/model-packages
+	@docs/model/check
 
 lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extensions compile without a warning
 	@$(BIN)/ruff check .
