@@ -3,11 +3,19 @@
 
 PYTHON ?= python3
 FLAVOUR ?= debian custom
+SECONDS ?= 60
+TARGET ?=
 
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PIP   := $(BIN)/pip --disable-pip-version-check
+
+# What `make test-asan` runs: the tests that reach the extensions without leaving the process.
+ASAN_TESTS := tests/native tests/fuzz tests/flow/test_migrate.py tests/flow/test_wire.py \
+	tests/flow/test_faults.py tests/flow/test_reconnect.py
+
+comma := ,
 
 # $(call quietly,what is being done,command): one line, and the output only if the command fails
 quietly = @echo "$(1)"; log=$$(mktemp); \
@@ -16,7 +24,7 @@ quietly = @echo "$(1)"; log=$$(mktemp); \
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-kernel check-model lint bench bench-quick clean
+.PHONY: help demo test test-asan test-kernel fuzz check-model lint bench bench-quick clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -33,9 +41,20 @@ test-kernel: $(STAMP)-test $(STAMP)-runtime  ## run the tests on real VFIO devic
 		$(PYTHON) tests/kernel/rig/rig.py $$flavour $(abspath $(BIN))/python -m pytest -p no:cacheprovider tests/kernel || exit; \
 	done
 
-check-model:  ## verify the model of the hand-over with Spin, a minute or two
+test-asan: $(STAMP)-test $(STAMP)-runtime  ## run the tests of the extensions under AddressSanitizer and UBSan
+	$(call quietly,Compiling with the sanitizers of gcc,VFIOFLOW_SANITIZE=address$(comma)undefined \
+		$(BIN)/python setup.py --quiet build --build-base build/asan --build-lib build/asan/lib)
+	@.ci/sanitized build/asan $(BIN)/python -m pytest -p no:cacheprovider $(ASAN_TESTS)
+
+fuzz: $(STAMP)-fuzz $(STAMP)-runtime  ## fuzz all parsers, each for SECONDS=60; TARGET="NAME...": only those
+	@.ci/fuzz-packages
+	$(call quietly,Compiling for the fuzzer with clang,CC=clang LDSHARED="clang -shared" VFIOFLOW_SANITIZE=address$(comma)fuzzer-no-link \
+		$(BIN)/python setup.py --quiet build --build-base build/fuzz --build-lib build/fuzz/lib)
+	@$(BIN)/python tests/fuzz/campaign.py --seconds $(SECONDS) $(TARGET)
+
+check-model:  ## check the model of the hand-over (docs/model.md), every state of it: about a minute, 1 GB
 	@.ci/model-packages
-	@docs/model/check
+	@$(PYTHON) docs/model/check.py
 
 lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extensions compile without a warning
 	@$(BIN)/ruff check .
@@ -66,7 +85,7 @@ $(STAMP)-venv: .ci/system-packages .ci/apt-install
 	$(call quietly,Creating $(VENV),$(PYTHON) -m venv --clear $(VENV) && $(PIP) install --upgrade 'pip>=25.1')
 	@touch $@
 
-$(STAMP)-build $(STAMP)-test $(STAMP)-bench $(STAMP)-lint: $(STAMP)-%: $(STAMP)-venv pyproject.toml
+$(STAMP)-build $(STAMP)-test $(STAMP)-bench $(STAMP)-fuzz $(STAMP)-lint: $(STAMP)-%: $(STAMP)-venv pyproject.toml
 	$(call quietly,Installing the tools to $*,$(PIP) install --group $*)
 	@touch $@
 

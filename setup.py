@@ -3,6 +3,9 @@
 ``VFIOFLOW_DEBUG=1`` builds without optimisation and with the extensions' own checks.
 ``VFIOFLOW_WERROR=1`` compiles everything anew and fails on any warning of the C compiler,
 and on any warning or performance hint of Cython.
+``VFIOFLOW_SANITIZE=address,undefined`` (or what else ``-fsanitize`` takes) builds with sanitizers;
+the process that loads the extensions must have the sanitizer's library loaded first.  With
+``fuzzer-no-link`` in it they are linked without, for the library that comes with a fuzzer.
 """
 
 from __future__ import annotations
@@ -19,8 +22,11 @@ from setuptools.command.build_py import build_py
 
 DEBUG = os.environ.get("VFIOFLOW_DEBUG") == "1"
 WERROR = os.environ.get("VFIOFLOW_WERROR") == "1"
+SANITIZE = [f"-fsanitize={each}" for each in [os.environ.get("VFIOFLOW_SANITIZE")] if each]
 
 CFLAGS = ["-O0", "-g"] if DEBUG else ["-O2"]
+if SANITIZE:
+    CFLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE]
 # Every function of the C API gets arguments that it need not use.
 CFLAGS += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 if WERROR:
@@ -52,6 +58,7 @@ def extensions() -> list[Extension]:
                 include_dirs=["pyx/lib"],
                 depends=[str(header) for header in Path("pyx/lib").glob("*.h")],
                 extra_compile_args=CFLAGS,
+                extra_link_args=[] if "fuzzer" in "".join(SANITIZE) else SANITIZE,
             )
             for source in sorted(Path("pyx/vfioflow").glob("*.pyx"))
         ],

@@ -58,7 +58,8 @@ def send(options: argparse.Namespace, policy: Policy) -> None:
     together([partial(pump, *ends) for ends in zip(out.lanes, ports, strict=True)])
     out.end()
     for sock in sockets:
-        sock.recv(1)  # the peer has loaded everything
+        while sock.recv(4096):
+            pass  # acknowledgements, until the peer has loaded everything
     print(f"cpu {cpu() - before:.6f}", file=sys.stderr)
     print(f"wire {sum(lane.wire_bytes for lane in out.lanes)}", file=sys.stderr)
     out.close(stuck=False)
@@ -75,7 +76,12 @@ def receive(options: argparse.Namespace, policy: Policy) -> None:
     lanes = [InLane(f"lane {fd}", port) for fd, port in zip(options.fds, ports, strict=True)]
     signal = os.eventfd(0)
     inbound = Inbound(
-        lanes, sockets, chunk_size=policy.frame_size, digests=policy.digest, signal_fd=signal
+        lanes,
+        sockets,
+        chunk_size=policy.frame_size,
+        digests=policy.digest,
+        signal_fd=signal,
+        window=policy.window_size(len(sockets)),
     )
     print("ready", file=sys.stderr, flush=True)
     before = cpu()
@@ -93,6 +99,7 @@ def main() -> None:
     parser.add_argument("host")
     parser.add_argument("port", type=int, nargs="?")
     parser.add_argument("--digest", action="store_true")
+    parser.add_argument("--reconnect", action="store_true", help="keep what may have to come again")
     parser.add_argument("--compression", default="none")
     parser.add_argument("--threads", type=int, default=0, help="compressors (0: one per processor)")
     parser.add_argument("--channels", type=int, default=0, help="0: as many as the policy takes")
@@ -101,6 +108,7 @@ def main() -> None:
     options = parser.parse_args()
     policy = Policy(
         digest=options.digest,
+        reconnect_timeout=10.0 if options.reconnect else 0.0,
         compression=options.compression,
         compression_threads=options.threads,
         channels=options.channels,

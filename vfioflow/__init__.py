@@ -2,9 +2,10 @@
 
 The two calls that most users need::
 
-    report = await vfioflow.migrate(devices, "tcp://host:port", policy=vfioflow.Policy())
+    key = vfioflow.Security.from_psk_file("migration.key")  # of both hosts; `vfioflow key` makes one
+    report = await vfioflow.migrate(devices, "tcp://host:4747", security=key)
 
-    async with vfioflow.listen("tcp://0.0.0.0:4747", devices) as listener:
+    async with vfioflow.listen("tcp://0.0.0.0:4747", devices, security=key) as listener:
         report = await listener.receive()
 """
 
@@ -17,29 +18,35 @@ from vfioflow.devices.kernel import KernelDevice
 from vfioflow.devices.sim import Fabric, Fault, SimDevice
 from vfioflow.errors import (
     AdmissionError,
+    AuthenticationError,
     ConfigError,
     DeviceError,
     HandoverInDoubt,
     HookError,
     IllegalTransition,
     IntegrityError,
+    JournalError,
     NoConvergence,
     PeerError,
     PeerLost,
     ProtocolError,
     RemoteError,
     StallError,
+    TakenBack,
     VfioflowError,
 )
 from vfioflow.hooks import Hooks
+from vfioflow.journal import Journal
 from vfioflow.listener import Listener, listen
 from vfioflow.policy import Policy
 from vfioflow.report import DeviceReport, Report
 from vfioflow.source import Source, migrate
 from vfioflow.states import Flags, State
+from vfioflow.wire.security import Security
 
 __all__ = [
     "AdmissionError",
+    "AuthenticationError",
     "ConfigError",
     "Device",
     "DeviceError",
@@ -55,6 +62,8 @@ __all__ = [
     "HostDevice",
     "IllegalTransition",
     "IntegrityError",
+    "Journal",
+    "JournalError",
     "KernelDevice",
     "Listener",
     "NoConvergence",
@@ -65,10 +74,12 @@ __all__ = [
     "ProtocolError",
     "RemoteError",
     "Report",
+    "Security",
     "SimDevice",
     "Source",
     "StallError",
     "State",
+    "TakenBack",
     "VfioflowError",
     "discover",
     "get_include",

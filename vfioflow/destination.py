@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vfioflow import admission, barrier, events, precopy
@@ -21,26 +22,34 @@ from vfioflow.errors import (
     ConfigError,
     DeviceError,
     HandoverInDoubt,
+    JournalError,
     PeerLost,
     ProtocolError,
     RemoteError,
 )
 from vfioflow.events import Observer, Phase, emit
-from vfioflow.hooks import Hooks, call, load_all
+from vfioflow.hooks import Hooks, load_all
+from vfioflow.journal import Journal
 from vfioflow.lanes import Inbound, drive, last_words
 from vfioflow.policy import MAX_CHANNELS, Policy
 from vfioflow.precopy import Move
+from vfioflow.reconnect import Rejoin
 from vfioflow.report import DeviceReport, Report
-from vfioflow.session import Session
 from vfioflow.states import Flags, State
+from vfioflow.takeover import Taker, Taking
 from vfioflow.threads import finish, in_thread
 from vfioflow.wire import messages
 from vfioflow.wire.control import Control
-from vfioflow.wire.greeting import answer
 from vfioflow.wire.keys import Keys
 from vfioflow.wire.opening import Preamble
 
-__all__ = ["Destination"]
+__all__ = ["Caller", "Destination"]
+
+_LARGEST_WINDOW = 2**40
+_LARGEST_STATE = 2**50
+_LONGEST = 1e9
+"""Seconds."""
+_LONGEST_NAME = 255
 
 
 class _Lane:
@@ -66,23 +75,41 @@ class _Lane:
             self.port = None
 
 
-class Destination(Session):
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A source that has greeted and offered."""
+
+    control: Control
+    session: str
+    keys: Keys
+    offer: messages.Offer
+
+
+class Destination(Taker):
     """One migration, seen from the destination.  ``report`` is there however it ends."""
 
     def __init__(
         self,
-        sock: socket.socket,
+        caller: Caller,
         devices: Sequence[Device],
         *,
         policy: Policy,
         hooks: Hooks,
         observer: Observer | None,
+        journal: Journal | None,
     ) -> None:
-        self._control = Control(sock)
-        report = Report(role="destination", outcome="failed", peer=str(self._control.peer))
+        self._control = control = caller.control
+        self._keys = caller.keys
+        self._offer = caller.offer
+        report = Report(
+            role="destination",
+            outcome="failed",
+            session=caller.session,
+            peer=str(control.peer),
+        )
         super().__init__(devices, report, policy=policy, hooks=hooks, observer=observer)
+        self.taking = Taking(journal, caller.session, policy, give_up=control.give_up)
         self._lanes: list[_Lane] = []
-        self._keys: Keys | None = None
         self._sockets: list[socket.socket | None] = []
         self._all_here = asyncio.Event()
         self._in: Inbound | None = None
@@ -91,14 +118,15 @@ class Destination(Session):
         self._loaded = False
         self._acknowledged = False
         self._config: dict[str, bytes] | None = None
+        self._rejoin: Rejoin | None = None
+        self._rejoining: asyncio.Task[None] | None = None
 
     async def run(self) -> Report:
         """Take the devices over.  Once per object.  Raises as `Listener.receive` does."""
         begin = time.monotonic()
         try:
-            offer = await self._greet()
-            await self._admit(offer)
-            await self._open_channels(offer)
+            await self._admit(self._offer)
+            await self._open_channels(self._offer)
             await self._load()
             loaded = await self._validate()
             await finish(self._hand_over(loaded))
@@ -116,18 +144,10 @@ class Destination(Session):
 
     # ------------------------------------------------------------------ set-up
 
-    async def _greet(self) -> messages.Offer:
-        """HELLO, both ways; then the OFFER."""
-        self._enter(Phase.CONNECT)
-        limit = self._policy.connect_timeout
-        self.report.session, self._keys = await answer(self._control, limit)
-        return await self._control.expect(
-            messages.Offer, timeout=self._policy.stall_timeout, what="its offer"
-        )
-
     async def _admit(self, offer: messages.Offer) -> None:
         """Is there a match for each, and may they move together?  Then all go to RESUMING."""
         self._enter(Phase.SET_UP)
+        _check_offer(offer)
         offered = [admission.Facts(d.name, d.driver, Flags(d.flags)) for d in offer.devices]
         infos = {device.name: device.info for device in self._devices}
         here = [admission.Facts(i.name, i.driver, i.flags) for i in infos.values()]
@@ -138,13 +158,13 @@ class Destination(Session):
             for name, state in states.items()
             if state != "RUNNING"
         }
-        if not (1 <= offer.channels <= MAX_CHANNELS and 1 <= offer.chunk_size <= CHUNK_LIMIT):
-            raise ProtocolError(
-                f"the offer has {offer.channels} channels and chunks of {offer.chunk_size} bytes"
-            )
-        if reasons:
-            await self._control.send(messages.Refuse(reasons=reasons))
-            raise AdmissionError(reasons)
+        try:
+            if reasons:
+                raise AdmissionError(reasons)
+            await self.taking.begin(self.report.peer, self._devices)
+        except AdmissionError as refused:
+            await self._control.send(messages.Refuse(reasons=refused.reasons))
+            raise
         by_name = {device.name: device for device in self._devices}
         self._lanes = [_Lane(by_name[device.name]) for device in offer.devices]
         self._touched = True
@@ -177,14 +197,23 @@ class Destination(Session):
             chunk_size=offer.chunk_size,
             digests=offer.digests,
             signal_fd=self._signal,
+            window=offer.window,
+            keys=[self._keys.frames(number) for number in range(offer.channels)],
         )
+        if offer.window:
+            self._patience = offer.reconnect_seconds
+            self._control.resumable = True
+            self._rejoin = Rejoin(self._keys, self._control, self._in, limit=self._patience)
+            self._rejoining = asyncio.create_task(self._rejoin.run(), name="vfioflow-rejoin")
         self._digests = offer.digests
         pages = all(lane.port is not None and lane.port.takes_pages for lane in self._lanes)
-        await self._control.send(messages.Ready(splice=pages and not offer.digests))
+        await self._control.send(
+            messages.Ready(splice=pages and not (offer.digests or offer.window or self._keys.keyed))
+        )
 
     def take_channel(self, preamble: Preamble, sock: socket.socket) -> bool:
         """Take a data connection if it is this session's and still missing."""
-        if self._keys is None or not secrets.compare_digest(
+        if not secrets.compare_digest(
             preamble.token, self._keys.token(preamble.role, preamble.channel, preamble.attempt)
         ):
             return False
@@ -195,6 +224,13 @@ class Destination(Session):
         if None not in self._sockets:
             self._all_here.set()
         return True
+
+    async def take_again(self, preamble: Preamble, sock: socket.socket) -> bool:
+        """Take a connection that broke and was opened again, if it is this session's.
+
+        Owns the socket once it returns True.  Raises PeerError: it is gone already, or wrong.
+        """
+        return self._rejoin is not None and await self._rejoin.take(preamble, sock)
 
     # -------------------------------------------------------------------- load
 
@@ -316,6 +352,9 @@ class Destination(Session):
         await self._finish_config()
         validated = await self._cross("validate", State.STOP)
         ready = await self._cross("ready", State.RUNNING_P2P)
+        quiet = {True: "RUNNING_P2P", False: "STOP"}
+        states = {lane.name: quiet[bool(lane.info.flags & Flags.P2P)] for lane in self._lanes}
+        journal, seconds = await self.taking.loaded(states)
         return messages.Loaded(
             devices=[
                 messages.LoadedDevice(name=s.name, size=s.offset, digest=s.digest)
@@ -323,6 +362,8 @@ class Destination(Session):
             ],
             validate_seconds=validated.seconds,
             ready_seconds=ready.seconds,
+            journal=journal,
+            journal_seconds=seconds,
         )
 
     async def _hand_over(self, loaded: messages.Loaded) -> None:
@@ -332,37 +373,10 @@ class Destination(Session):
         (COMMIT, or that it gave up) decides what becomes of the devices here.
         """
         self._loaded = True
-        await self._control.send(loaded)
-        limit = self._policy.stall_timeout
-        await self._control.expect(messages.Commit, timeout=limit, what="its commit")
+        await self.taking.word(self._control, loaded)
+        await self.taking.committed()
         self._committed = True
-        await self._take_over()
-
-    async def _take_over(self) -> None:
-        """Barrier 4: all to RUNNING; start the vCPUs; RUNNING."""
-        try:
-            resumed = await self._cross("resume", State.RUNNING)
-            begin = time.monotonic()
-            await call(self._hooks.start_vcpus, "start_vcpus")
-        except BaseException as error:  # a hook may end in a cancellation of its own
-            self._in_doubt(error, "The source has given its devices up; see why they do not run")
-            reason = str(error) or type(error).__name__
-            await self._tell(self._control, messages.Failed(reason=reason))
-            raise HandoverInDoubt(self.report.error) from error
-        self.report.outcome = "completed"
-        self.report.steps_ms["resume"] = resumed.seconds * 1e3
-        try:
-            await self._control.send(
-                messages.Running(
-                    resume_seconds=resumed.seconds,
-                    start_vcpus_seconds=time.monotonic() - begin,
-                )
-            )
-            # The source closes when it has read it; closing first could destroy the message.
-            await asyncio.wait([self._control.failure], timeout=self._policy.connect_timeout)
-        except PeerLost as error:
-            self.report.error = f"runs here, but the source could not be told: {error}"
-        self._enter(Phase.DONE)
+        await self._take_over(self._devices, self._control)
 
     def _expected_seconds(self) -> float:
         """From the end of the data to RUNNING, as far as the devices' arcs are known."""
@@ -386,27 +400,34 @@ class Destination(Session):
         """Reset the devices, tell the source; between LOADED and COMMIT, keep them as they are."""
         failed = self._failed(error)
         reason = self._reason(error)
-        if self._loaded and not isinstance(reason, RemoteError):
+        if self._loaded and not isinstance(reason, RemoteError | JournalError):
             self._in_doubt(
                 reason,
                 "The devices here hold the state and stay stopped; see whether the source runs"
                 " before you start anything",
             )
             return
+        await self._hang_up()
         if self._in is not None:
             self._in.stop()
         if not self._stuck:
             for lane in self._lanes:
                 lane.close()
-        if not self._control.failure.done() and not isinstance(error, AdmissionError):
+        if not self._loaded and not isinstance(error, AdmissionError):
             await self._tell(self._control, failed)
         if self._touched:
             trouble = await barrier.reset_all(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
             )
             self._add_trouble(trouble, error)
+            unsure = await self.taking.discarded(failed.reason)
+            if self._loaded and trouble and unsure:
+                self._in_doubt(reason, f"The devices here could not all be reset, and {unsure}")
+            elif self._loaded:  # COMMIT was heard: the source may take its devices back
+                await self._tell(self._control, messages.Discarded(reason=failed.reason))
 
     async def _close(self) -> None:
+        await self._hang_up()
         await self._fill_report()
         if self._in is not None:
             self._in.close(stuck=self._stuck)
@@ -416,9 +437,18 @@ class Destination(Session):
                     sock.close()
         self._sockets = []  # one that comes now finds nobody
         await self._control.close()
+        self.taking.close()
         os.close(self._signal)
 
     # ------------------------------------------------------------------- parts
+
+    async def _hang_up(self) -> None:
+        """From now on a connection that breaks stays so."""
+        self._rejoin = None
+        if self._rejoining is not None:
+            self._rejoining.cancel()
+            await asyncio.wait([self._rejoining])
+            self._rejoining = None
 
     @property
     def _streams(self) -> Inbound:
@@ -468,6 +498,24 @@ class Destination(Session):
             )
             report.bytes_total += stream.offset if stream is not None else 0
         report.bytes_wire = sum(d.bytes_wire for d in report.devices)
+
+
+def _check_offer(offer: messages.Offer) -> None:
+    """Raise ProtocolError unless all numbers and names in it are of this world."""
+    if not (1 <= offer.channels <= MAX_CHANNELS and 1 <= offer.chunk_size <= CHUNK_LIMIT):
+        raise ProtocolError(
+            f"the offer has {offer.channels} channels and chunks of {offer.chunk_size} bytes"
+        )
+    if not (0 <= offer.window <= _LARGEST_WINDOW and 0 <= offer.reconnect_seconds <= _LONGEST):
+        raise ProtocolError(
+            f"the offer has a window of {offer.window} bytes for {offer.reconnect_seconds} s"
+        )
+    for device in offer.devices:
+        for word in (device.name, device.driver, device.profile):
+            if len(word) > _LONGEST_NAME or not word.isprintable():
+                raise ProtocolError("the offer has a device with a name that cannot be one")
+        if not 0 <= (device.size or 0) <= _LARGEST_STATE:
+            raise ProtocolError(f"the offer has a device {device.name} of {device.size} bytes")
 
 
 def _pass_on(done: asyncio.Future[None], to: asyncio.Future[None]) -> None:

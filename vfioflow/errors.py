@@ -13,23 +13,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from vfioflow.states import State
 
 __all__ = [
     "AdmissionError",
+    "AuthenticationError",
     "ConfigError",
     "DeviceError",
     "HandoverInDoubt",
     "HookError",
     "IllegalTransition",
     "IntegrityError",
+    "JournalError",
     "NoConvergence",
     "PeerError",
     "PeerLost",
     "ProtocolError",
     "RemoteError",
     "StallError",
+    "TakenBack",
     "VfioflowError",
 ]
 
@@ -98,6 +102,13 @@ class PeerError(VfioflowError, ConnectionError):
     exit_code = 5
 
 
+class AuthenticationError(PeerError):
+    """One side could not prove to the other who it is.
+
+    Keys or certificates differ, are not good (any more), or only one side has any.
+    """
+
+
 class PeerLost(PeerError):
     """The connection ended, or could not be made."""
 
@@ -118,6 +129,10 @@ class StallError(PeerError):
     """Nothing moved for longer than ``Policy.stall_timeout``."""
 
 
+class TakenBack(PeerError):
+    """A session that was begun did not complete, and that is settled: the devices run at the source."""
+
+
 class NoConvergence(VfioflowError):
     """Pre-copy could not bring the pending data under the threshold, and the policy says to stop.
 
@@ -135,3 +150,20 @@ class HandoverInDoubt(VfioflowError):
     """
 
     exit_code = 7
+
+
+class JournalError(VfioflowError, OSError):
+    """The journal cannot be written or read, or a file of it is damaged.
+
+    Carries the file or directory (``filename``) and the errno.  The devices were not touched, or
+    run at the source; an error after the commit says otherwise.
+    """
+
+    exit_code = 8
+
+    def __init__(self, path: Path, what: str, code: int, advice: str) -> None:
+        super().__init__(code, f"journal: {path}: {what} ({os.strerror(code)}); {advice}")
+        self.filename = str(path)
+
+    def __str__(self) -> str:
+        return str(self.strerror)

@@ -26,6 +26,7 @@ __all__ = [
     "Phase",
     "PhaseEntered",
     "Progress",
+    "Reconnected",
     "RolledBack",
     "StateChanged",
     "emit",
@@ -115,6 +116,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconnected:
+    """A connection that broke works again, ``seconds`` later; ``attempt`` counts tries (source)."""
+
+    connection: str
+    attempt: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class RolledBack:
     """A device was put back after a failure; ``how``, or why it could not be."""
 
@@ -131,6 +141,7 @@ Event: TypeAlias = (
     | InitialLoaded
     | Decided
     | Progress
+    | Reconnected
     | RolledBack
 )
 Observer: TypeAlias = Callable[[Event], None]

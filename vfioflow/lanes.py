@@ -10,6 +10,7 @@ import termios
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import repeat
 from typing import TypeVar
 
 from vfioflow._buffers import Pool
@@ -20,7 +21,8 @@ from vfioflow._inlane import InLane, Receiver
 from vfioflow._outlane import OutLane
 from vfioflow.errors import PeerLost, RemoteError, StallError
 from vfioflow.policy import Policy
-from vfioflow.threads import settle
+from vfioflow.threads import in_thread, settle
+from vfioflow.wire.opening import HEARD, send_all
 
 __all__ = ["Inbound", "Outbound", "drive", "last_words"]
 
@@ -39,10 +41,22 @@ _LAST_WORDS = 1.0
 class _Ends:
     """One side's connections, and the switch that ends its pumps.  Owns the sockets."""
 
-    def __init__(self, sockets: Sequence[socket.socket]) -> None:
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        *,
+        window: int,
+        keys: Sequence[bytes],
+        sender: bool = False,
+    ) -> None:
         self._sockets = list(sockets)
         self.cancel = Cancel()
-        self.channels = [Channel(sock) for sock in sockets]
+        self.broken_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Readable when a connection broke."""
+        self.channels = [
+            Channel(sock, window, sender=sender, signal_fd=self.broken_fd, key=key)
+            for sock, key in zip(sockets, keys or repeat(b""), strict=False)
+        ]
 
     def stop(self) -> None:
         """Make every pump return soon.  The channels cannot be used afterwards."""
@@ -58,11 +72,21 @@ class _Ends:
                 channel.keep()
             else:
                 sock.close()
+        os.close(self.broken_fd)
+
+    def _replace(self, number: int, sock: socket.socket) -> socket.socket:
+        """Put another connection into the place of one that broke, which is returned, shut down."""
+        old = self._sockets[number]
+        with suppress(OSError):
+            old.shutdown(socket.SHUT_RDWR)
+        self._sockets[number] = sock
+        return old
 
 
 class Outbound(_Ends):
     """The source's lanes and channels.
 
+    ``keys`` are of the channels' frames; empty: they have no tags.
     ``splice``: the destination passes bytes on to its devices by splice (it says so in READY).
     """
 
@@ -73,8 +97,10 @@ class Outbound(_Ends):
         policy: Policy,
         *,
         splice: bool,
+        keys: Sequence[bytes] = (),
     ) -> None:
-        super().__init__(sockets)
+        window = policy.window_size(len(sockets))
+        super().__init__(sockets, window=window, keys=keys, sender=True)
         self.limiter = Limiter(policy.max_bandwidth or 0)
         threads = policy.thread_count
         spare_jobs = _JOBS_PER_THREAD * threads
@@ -123,14 +149,27 @@ class Outbound(_Ends):
         return total
 
     def end(self) -> None:
-        """Say on every channel that nothing more comes."""
-        for sock in self._sockets:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_WR)
+        """Say on every channel that nothing more comes.  Blocking.  Raises PeerLost."""
+        for channel in self.channels:
+            channel.finish(self.cancel)
+
+    async def resume(self, number: int, sock: socket.socket, heard: int) -> None:
+        """Go on over another connection, whose peer has dealt with ``heard`` bytes.  Owns it.
+
+        Raises:
+            ProtocolError: it cannot have.
+            PeerLost: given up meanwhile.
+        """
+        old = self._replace(number, sock)
+        channel = self.channels[number]
+        try:
+            await in_thread(channel.resume, sock, heard, self.cancel, name=f"resume-{number}")
+        finally:
+            old.close()
 
 
 class Inbound(_Ends):
-    """The destination's lanes and channels."""
+    """The destination's lanes and channels.  ``keys`` as in :class:`Outbound`."""
 
     def __init__(
         self,
@@ -140,8 +179,11 @@ class Inbound(_Ends):
         chunk_size: int,
         digests: bool,
         signal_fd: int,
+        window: int = 0,
+        keys: Sequence[bytes] = (),
     ) -> None:
-        super().__init__(sockets)
+        super().__init__(sockets, window=window, keys=keys)
+        self._resuming = [asyncio.Lock() for _ in sockets]
         self.lanes = list(lanes)
         self.receiver = Receiver(
             self.lanes,
@@ -155,6 +197,23 @@ class Inbound(_Ends):
     def pad_bytes(self) -> int:
         """Pad bytes received on all channels."""
         return sum(channel.pad_bytes for channel in self.channels)
+
+    async def resume(self, number: int, sock: socket.socket, answer: bytes) -> None:
+        """Go on over another connection, once ``answer`` and how far the old one got are sent on it.
+
+        Owns it unless it raises PeerLost: it is gone already, or the session ends.
+        """
+        channel = self.channels[number]
+        async with self._resuming[number]:
+            with suppress(OSError):
+                self._sockets[number].shutdown(socket.SHUT_RDWR)
+            heard = await in_thread(channel.park, self.cancel, name=f"park-{number}")
+            if heard is None:
+                raise PeerLost("the session ends")
+            await send_all(sock, answer + HEARD.pack(heard))
+            old = self._replace(number, sock)
+            channel.unpark(sock)
+            old.close()
 
 
 async def drive(
@@ -184,11 +243,12 @@ async def drive(
         while waiting:
             watched: set[asyncio.Future[T] | asyncio.Future[None]] = {*waiting, failure}
             await asyncio.wait(watched, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
-            for future in [f for f in waiting if f.done()]:
-                waiting.discard(future)
-                future.result()
-            if failure.done() and waiting:
+            done = [future for future in waiting if future.done()]
+            waiting.difference_update(done)
+            if failure.done() and (waiting or any(future.exception() for future in done)):
                 failure.result()
+            for future in done:
+                future.result()
             tick()
             now = moved()
             names = busy()

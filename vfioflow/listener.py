@@ -5,27 +5,45 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from vfioflow.destination import Destination
+from vfioflow.destination import Caller, Destination
 from vfioflow.devices.base import Device
-from vfioflow.errors import PeerError, ProtocolError
+from vfioflow.errors import PeerError, PeerLost, ProtocolError
 from vfioflow.events import Observer
 from vfioflow.hooks import Hooks
+from vfioflow.journal import Journal
+from vfioflow.past import Past
 from vfioflow.policy import Policy
 from vfioflow.report import Report
+from vfioflow.resolution import Revival
+from vfioflow.threads import finish
+from vfioflow.wire import messages
 from vfioflow.wire.address import Address, bind
-from vfioflow.wire.opening import Preamble, Role, read_preamble, send_all
+from vfioflow.wire.control import Control
+from vfioflow.wire.greeting import answer
+from vfioflow.wire.keys import Keys
+from vfioflow.wire.opening import Preamble, Role, accept, send_all
+from vfioflow.wire.security import Guard, Security, is_loopback
+from vfioflow.wire.trouble import printable
 
 __all__ = ["Listener", "listen"]
 
 log = logging.getLogger("vfioflow")
 
-_GREETERS = 64
-"""Connections whose purpose is not known yet; more wait in the system's queue."""
+_STRANGERS = 64
+"""Connections whose greeting is not complete; more wait in the system's queue."""
+
+_A_CHANCE = 1.0
+"""Seconds that each of them gets at least, before another may take its place."""
+
+_CALLERS = 64
+"""Sources that have greeted and wait for their turn."""
 
 _ACCEPT_PAUSE = 0.1
 """Seconds to wait when no connection can be accepted, before the next try."""
@@ -38,6 +56,8 @@ def listen(
     policy: Policy | None = None,
     hooks: Hooks | None = None,
     observer: Observer | None = None,
+    journal: Journal | None = None,
+    security: Security | None = None,
 ) -> Listener:
     """A listener for one migration after the other onto ``devices``.
 
@@ -47,14 +67,28 @@ def listen(
     Args:
         address: "tcp://HOST:PORT", or "fd://N" for a listening socket that was handed over.
         devices: the set that takes the state: RUNNING, idle, and nobody's.
-        policy: only ``connect_timeout`` and ``stall_timeout`` matter at the destination.
+        policy: only ``connect_timeout``, ``stall_timeout`` and ``resolve_timeout`` matter at the
+            destination.
         hooks: ``start_vcpus`` is called when every device runs.
         observer: gets every event of :mod:`vfioflow.events`.
+        journal: where to record what is decided, so that it outlives this process.  What an earlier
+            one left there is carried on: see :meth:`Listener.next_session`.
+        security: how the two sides know each other: a key or certificates; None: not at all, which
+            only a loopback address may.
 
     Raises (on entering):
-        ConfigError: the address is wrong or taken.
+        ConfigError: the address is wrong or taken, or not a loopback one without ``security``.
+        JournalError: the journal cannot be read or written.
     """
-    return Listener(address, devices, policy=policy, hooks=hooks, observer=observer)
+    return Listener(
+        address,
+        devices,
+        policy=policy,
+        hooks=hooks,
+        observer=observer,
+        journal=journal,
+        security=security,
+    )
 
 
 class Listener:
@@ -68,19 +102,40 @@ class Listener:
         policy: Policy | None = None,
         hooks: Hooks | None = None,
         observer: Observer | None = None,
+        journal: Journal | None = None,
+        security: Security | None = None,
     ) -> None:
         self._where = address
         self._devices = list(devices)
         self._policy = policy or Policy()
         self._hooks = hooks or Hooks()
         self._observer = observer
+        self._journal = journal
         self._socket: socket.socket | None = None
-        self._waiting: asyncio.Queue[socket.socket] = asyncio.Queue(maxsize=_GREETERS)
+        self._security = security or Security()
+        self._guard = Guard()
+        self._strangers: dict[asyncio.Task[None], _Stranger] = {}
+        self._callers = 0
+        self._waiting: asyncio.Queue[Caller | Revival] = asyncio.Queue()
+        self._past = Past(
+            journal,
+            self._devices,
+            policy=self._policy,
+            hooks=self._hooks,
+            observer=observer,
+            revive=self._waiting.put_nowait,
+        )
         self._session: Destination | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._socket = bind(self._where)
+        with ExitStack() as undo:
+            undo.callback(self._socket.close)
+            here = Address.of(self._socket)
+            self._guard = self._security.for_destination(loopback=is_loopback(here.host))
+            await self._past.begin()
+            undo.pop_all()
         self._start(self._accept(self._socket))
         return self
 
@@ -95,7 +150,11 @@ class Listener:
         if self._tasks:
             await asyncio.wait(self._tasks)
         while not self._waiting.empty():
-            self._waiting.get_nowait().close()
+            waiting = self._waiting.get_nowait()
+            if isinstance(waiting, Revival):
+                waiting.abandon()
+            else:
+                await waiting.control.close()
         if self._socket is not None:
             self._socket.close()
 
@@ -112,62 +171,159 @@ class Listener:
         Raises:
             AdmissionError: the source's set does not fit; nothing was touched.
             DeviceError, PeerError: every device here was reset; the source runs on.
-            HandoverInDoubt: the connection was lost between LOADED and COMMIT; the devices hold
-                the state, stopped.
+            HandoverInDoubt: the connection was lost between LOADED and COMMIT, and the source did
+                not come back; the devices hold the state, stopped.
+            JournalError: it cannot be written; every device here was reset.
             asyncio.CancelledError: cancelled; every device here was reset.
         """
         return await (await self.next_session()).run()
 
-    async def next_session(self) -> Destination:
-        """Wait for a source; the session has yet to be run, and its report stays with it."""
-        while True:
-            sock = await self._waiting.get()
-            try:
-                self._session = Destination(
-                    sock,
-                    self._devices,
-                    policy=self._policy,
-                    hooks=self._hooks,
-                    observer=self._observer,
-                )
-            except PeerError as error:
-                log.warning("a source left before it said anything: %s", str(error))
-                sock.close()
-            else:
-                return self._session
+    async def next_session(self) -> Destination | Revival:
+        """Wait for a source; the session has yet to be run, and its report stays with it.
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+        Or for a session that an earlier process left in the journal and that is to be carried on
+        here: because it was COMMITTED, or its source came back and says that it has committed.
+        """
+        waiting = await self._waiting.get()
+        if isinstance(waiting, Revival):
+            return waiting
+        self._callers -= 1
+        self._session = Destination(
+            waiting,
+            self._devices,
+            policy=self._policy,
+            hooks=self._hooks,
+            observer=self._observer,
+            journal=self._journal,
+        )
+        self._past.add(waiting.session, self._session.taking)
+        return self._session
+
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        gate = asyncio.Semaphore(_GREETERS)
         while True:
-            await gate.acquire()
+            await self._make_room()
             try:
                 sock, where = await loop.sock_accept(listening)
             except OSError as error:  # out of descriptors, or the peer is gone already
-                gate.release()
                 log.error("cannot accept a connection: %s", error.strerror)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
-            self._start(self._greet(sock, Address(where[0], where[1]), gate))
+            peer = Address(where[0], where[1])
+            task = self._start(self._serve(sock, peer))
+            self._strangers[task] = _Stranger(peer.host, loop.time())
+            task.add_done_callback(self._no_stranger)
+            await asyncio.sleep(0)  # let it begin: many may wait to be accepted
 
-    async def _greet(self, sock: socket.socket, peer: Address, gate: asyncio.Semaphore) -> None:
+    def _no_stranger(self, task: asyncio.Task[None] | None) -> None:
+        if task is not None:
+            self._strangers.pop(task, None)
+
+    async def _make_room(self) -> None:
+        """Wait until another connection can be greeted; one that says nothing holds up nobody for long.
+
+        The longest there of the host that has most of them has to go, once it had its chance.
+        """
+        loop = asyncio.get_running_loop()
+        while len(self._strangers) >= _STRANGERS:
+            hosts = Counter(stranger.host for stranger in self._strangers.values())
+            (host, _), *_ = hosts.most_common(1)
+            task = next(task for task, who in self._strangers.items() if who.host == host)
+            left = self._strangers[task].since + _A_CHANCE - loop.time()
+            if left > 0:
+                await asyncio.wait(
+                    self._strangers, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                )
+                continue
+            log.warning("dropped a connection from %s: it said nothing, and others wait", host)
+            self._no_stranger(task)
+            task.cancel()
+
+    async def _serve(self, sock: socket.socket, peer: Address) -> None:
         """Find out what a connection is for.  Owns the socket until it is passed on."""
+        limit = self._policy.connect_timeout
         try:
             with ExitStack() as owned:
-                owned.callback(sock.close)
-                preamble = await read_preamble(sock, self._policy.connect_timeout)
-                if preamble.role is Role.CONTROL:
-                    await send_all(sock, Preamble(Role.CONTROL).pack())
-                    await self._waiting.put(sock)
+                try:
+                    async with asyncio.timeout(limit):
+                        sock, preamble = await accept(sock, peer, self._guard)
+                        owned.callback(sock.close)
+                        if preamble.role is Role.CONTROL and not preamble.attempt:
+                            await send_all(sock, Preamble(Role.CONTROL).pack())
+                            control, session, keys = await answer(sock, self._guard)
+                            owned.pop_all()
+                except TimeoutError:
+                    raise PeerLost(f"it did not greet within {limit:g} s") from None
+                if preamble.attempt:
+                    if self._session is None or not await self._session.take_again(preamble, sock):
+                        # Zeros for a token: there is no such session, or not any more.
+                        nobody = Preamble(preamble.role, preamble.channel, attempt=preamble.attempt)
+                        await send_all(sock, nobody.pack())
+                        raise ProtocolError("a connection that continues none of a session here")
+                elif preamble.role is Role.CONTROL:
+                    self._no_stranger(asyncio.current_task())
+                    await self._meet(control, session, keys)
                 elif self._session is None or not self._session.take_channel(preamble, sock):
                     raise ProtocolError("a data connection that belongs to no session here")
                 owned.pop_all()
         except PeerError as error:
             log.warning("refused a connection from %s: %s", peer, str(error))
+
+    async def _meet(self, control: Control, session: str, keys: Keys) -> None:
+        """Hear what a source wants that has greeted.  Owns the connection."""
+        self._callers += 1
+        kept = False
+        try:
+            if self._callers > _CALLERS:
+                await control.send(messages.Failed(reason="too many sources wait here"))
+                raise ProtocolError("too many sources wait already")
+            wish = await control.expect(
+                messages.Offer,
+                messages.Resolve,
+                timeout=self._policy.stall_timeout,
+                what="its offer",
+            )
+            if isinstance(wish, messages.Offer):
+                self._waiting.put_nowait(Caller(control, session, keys, wish))
+                kept = True
+                return
+            if wish.session != session:
+                raise ProtocolError(
+                    f"it asks for session {printable(wish.session)} in that of {session}"
+                )
+            await self._answer(control, wish)
+        except PeerError as error:
+            log.warning("no migration from %s: %s", control.peer, str(error))
         finally:
-            gate.release()
+            if not kept:
+                self._callers -= 1
+                await finish(control.close())
+
+    async def _answer(self, control: Control, asked: messages.Resolve) -> None:
+        """Tell a source that came back what has become of its session."""
+        try:
+            answer = await self._past.answer(asked)
+            await control.send(answer)
+            if isinstance(answer, messages.Running):
+                limit = self._policy.connect_timeout
+                await control.expect(messages.Goodbye, timeout=limit, what="its goodbye")
+                await self._past.told(asked.session)
+            else:
+                # Closing before the source has read it could destroy it.
+                await asyncio.wait({control.failure}, timeout=self._policy.connect_timeout)
+        except PeerError as error:
+            log.warning("%s came back, and was lost again: %s", control.peer, str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stranger:
+    """A connection whose greeting is not complete."""
+
+    host: str
+    since: float

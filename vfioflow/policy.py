@@ -13,6 +13,9 @@ __all__ = ["MAX_CHANNELS", "Policy"]
 
 _MIB = 1024 * 1024
 _CHUNK_RANGE = (4096, 64 * _MIB)
+_FRAME_HEAD = 64
+"""More than the bytes of a frame besides its data."""
+
 MAX_CHANNELS = 64
 MAX_THREADS = 64
 
@@ -78,6 +81,29 @@ class Policy:
     stall_timeout: float = 30.0
     """Seconds without progress (bytes, a state change, an answer) that end the migration."""
 
+    reconnect_timeout: float = 0.0
+    """Seconds to try to open a connection again that broke, and go on; 0: a break is the end.
+
+    Meanwhile nothing moves, so ``stall_timeout`` counts too.  Costs a copy of every byte.
+    """
+
+    reconnect_stop_copy: Literal["wait", "go-back"] = "go-back"
+    """What to do when it breaks while the virtual machine stands still: "go-back" (try only for what
+    is left of the downtime limit, then the devices run on here) or "wait" (try for all of
+    ``reconnect_timeout``)."""
+
+    resolve_timeout: float = 30.0
+    """Seconds to ask again, over new connections, when the last one was lost around COMMIT; 0: not.
+
+    The source asks, the destination waits to be asked; then the hand-over is in doubt.
+    """
+
+    window: int = 64 * _MIB
+    """Most bytes, all channels together, that are kept to be sent again; two frames per channel at least.
+
+    Less than what is under way (rate times round trip, and the sockets' buffers) slows the wire down.
+    """
+
     def __post_init__(self) -> None:
         _require(self.downtime_limit > 0, "downtime_limit", self.downtime_limit, "above 0 seconds")
         _require(
@@ -116,9 +142,19 @@ class Policy:
             self.on_no_convergence,
             '"abort" or "switchover"',
         )
+        _require(
+            self.reconnect_stop_copy in ("wait", "go-back"),
+            "reconnect_stop_copy",
+            self.reconnect_stop_copy,
+            '"wait" or "go-back"',
+        )
+        _require(self.window > 0, "window", self.window, "above 0 bytes")
         for name in ("precopy_timeout", "connect_timeout", "stall_timeout"):
             value = getattr(self, name)
             _require(value > 0, name, value, "above 0 seconds")
+        for name in ("reconnect_timeout", "resolve_timeout"):
+            value = getattr(self, name)
+            _require(value >= 0, name, value, "0 seconds or above")
 
     @property
     def zstd_level(self) -> int | None:
@@ -142,6 +178,12 @@ class Policy:
             return self.chunk_size
         quick = int(self.max_bandwidth * self.stall_timeout / 8)
         return min(self.chunk_size, max(quick, _CHUNK_RANGE[0]))
+
+    def window_size(self, channels: int) -> int:
+        """Bytes that each of so many channels keeps to be sent again; 0: none."""
+        if not self.reconnect_timeout:
+            return 0
+        return max(self.window // channels, 2 * (self.frame_size + _FRAME_HEAD))
 
     def channel_count(self, devices: int) -> int:
         """How many data connections a set of so many devices gets."""

@@ -56,6 +56,8 @@ class Report(msgspec.Struct, kw_only=True):
     """Device bytes per second, as measured last before the switchover."""
     bytes_total: int = 0
     bytes_wire: int = 0
+    reconnects: int = 0
+    """Connections that broke and were opened again (source)."""
     switchover_reason: str = ""
     steps_ms: dict[str, float] = msgspec.field(default_factory=dict)
     devices: list[DeviceReport] = msgspec.field(default_factory=list)
@@ -84,8 +86,8 @@ class Clock:
         self._last = now
 
     def split(self, name: str, **seconds: float) -> None:
-        """Take what the peer says that parts of a lap took out of it, into steps of their own."""
+        """Take what parts of a lap took out of it, into steps of their own; one may come again."""
         for part, value in seconds.items():
             took = min(value * 1e3, self._steps[name])
             self._steps[name] -= took
-            self._steps[part] = took
+            self._steps[part] = self._steps.get(part, 0.0) + took

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from vfioflow import events
 from vfioflow.devices.base import Device
-from vfioflow.errors import VfioflowError
+from vfioflow.errors import RemoteError, VfioflowError
 from vfioflow.events import Observer, Phase, emit
 from vfioflow.hooks import Hooks
 from vfioflow.policy import Policy
@@ -71,12 +71,17 @@ class Session:
         self.report.outcome = "in-doubt"
         self.report.error = f"the hand-over is in doubt: {str(error) or 'cancelled'}. {advice}"
 
-    async def _tell(self, control: Control, message: messages.Failed) -> None:
+    async def _tell(self, control: Control, message: messages.Message) -> bool:
+        """Tell the peer that this side gives up; whether it knows, as far as one can see here."""
+        if control.failure.done():
+            return isinstance(control.failure.exception(), RemoteError)
         try:
             async with asyncio.timeout(_TELL_SECONDS):
                 await control.send(message)
         except (TimeoutError, VfioflowError) as lost:
             log.debug("%s could not be told: %s", control.peer, str(lost))
+            return False
+        return not control.lost.is_set()
 
     def _add_trouble(self, trouble: Mapping[str, str], error: BaseException) -> None:
         """Devices that could not simply be put back, into the report and the error."""

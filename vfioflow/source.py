@@ -7,6 +7,7 @@ import errno
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from vfioflow import admission, barrier, events
@@ -22,15 +23,20 @@ from vfioflow.errors import (
     PeerLost,
     ProtocolError,
     StallError,
+    TakenBack,
     VfioflowError,
 )
 from vfioflow.events import Observer, Phase, emit
+from vfioflow.handover import Giving
 from vfioflow.hooks import Hooks, SaveConfig, call, save_all
+from vfioflow.journal import Journal, check_session
 from vfioflow.lanes import Outbound, drive
 from vfioflow.policy import Policy
 from vfioflow.precopy import Bandwidth, Verdict
 from vfioflow.probe import Probe
+from vfioflow.reconnect import Redial
 from vfioflow.report import Clock, DeviceReport, Report
+from vfioflow.resolution import Comeback
 from vfioflow.rounds import Lane, Rounds, ask_sizes, source_seconds
 from vfioflow.session import Session
 from vfioflow.states import SAVING, Flags, State, quiesced
@@ -38,9 +44,10 @@ from vfioflow.threads import finish, in_thread, settle
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
 from vfioflow.wire.control import Control
-from vfioflow.wire.greeting import greet
+from vfioflow.wire.greeting import call as call_peer
 from vfioflow.wire.keys import Keys
-from vfioflow.wire.opening import Preamble, Role, connect, read_preamble
+from vfioflow.wire.opening import Preamble, Role, connect
+from vfioflow.wire.security import Security
 
 __all__ = ["Source", "migrate"]
 
@@ -59,6 +66,9 @@ async def migrate(
     policy: Policy | None = None,
     hooks: Hooks | None = None,
     observer: Observer | None = None,
+    journal: Journal | None = None,
+    session: str = "",
+    security: Security | None = None,
 ) -> Report:
     """Move a virtual machine's set of devices to the destination listening at ``to``.
 
@@ -70,15 +80,29 @@ async def migrate(
         policy: limits and choices; the defaults suit a set that converges.
         hooks: stop and start of the vCPUs.
         observer: gets every event of :mod:`vfioflow.events`.
+        journal: where to record what is decided, so that it outlives this process.
+        session: the migration's name; default: a new one.  One that the journal knows is not
+            begun again but settled, as :class:`vfioflow.resolution.Comeback` does.
+        security: how the two sides know each other: a key or certificates; None: not at all.
 
     Raises:
-        ConfigError, AdmissionError: nothing was touched.
+        ConfigError, AdmissionError, JournalError: nothing was touched, or every device is RUNNING here.
         DeviceError, PeerError, NoConvergence: every device is RUNNING here again.
         HandoverInDoubt: the connection was lost after COMMIT; the devices here stay stopped.
         asyncio.CancelledError: cancelled; every device is RUNNING here again, unless the
             hand-over was under way, which is finished first.
     """
-    return await Source(devices, to, policy=policy, hooks=hooks, observer=observer).run()
+    source = Source(
+        devices,
+        to,
+        policy=policy,
+        hooks=hooks,
+        observer=observer,
+        journal=journal,
+        session=session,
+        security=security,
+    )
+    return await source.run()
 
 
 class Source(Session):
@@ -92,17 +116,22 @@ class Source(Session):
         policy: Policy | None = None,
         hooks: Hooks | None = None,
         observer: Observer | None = None,
+        journal: Journal | None = None,
+        session: str = "",
+        security: Security | None = None,
     ) -> None:
         self._address = Address.parse(to)
+        self._guard = (security or Security()).for_source(self._address.host)
         policy = policy or Policy()
         report = Report(
             role="source",
             outcome="failed",
-            session=uuid.uuid4().hex,
+            session=check_session(session) if session else uuid.uuid4().hex,
             peer=str(self._address),
             downtime_limit_ms=policy.downtime_limit * 1e3,
         )
         super().__init__(devices, report, policy=policy, hooks=hooks or Hooks(), observer=observer)
+        self._giving = Giving(journal, report.session, self._address, self._guard, policy)
         self._lanes = [Lane(device) for device in devices]
         self._control: Control | None = None
         self._keys: Keys | None = None
@@ -112,12 +141,20 @@ class Source(Session):
         self._load_seconds = 0.0
         self._vcpus_stopped = False
         self._probe: Probe | None = None
+        self._redial: Redial | None = None
+        self._redialing: asyncio.Task[None] | None = None
+        self._stopped_at = 0.0
+        self._ended = False  # whether the destination may have had all that it needs
+        self._journal_there = ""
 
     async def run(self) -> Report:
         """Migrate.  Once per object.  Raises as :func:`migrate` does."""
         begin = time.monotonic()
+        if await self._came_back():
+            return self.report
         try:
             await self._admit()
+            await self._giving.begin(self._devices)
             await self._connect()
             await self._offer()
             await self._measure_wire()
@@ -160,17 +197,9 @@ class Source(Session):
     async def _connect(self) -> None:
         """HELLO, both ways."""
         self._enter(Phase.CONNECT)
-        limit = self._policy.connect_timeout
-        sock = await connect(self._address, Preamble(Role.CONTROL), limit)
-        try:
-            await read_preamble(sock, limit)
-            self._control = Control(sock)
-        except PeerLost as error:
-            raise PeerLost(f"{self._address}: {error}") from None
-        finally:
-            if self._control is None:
-                sock.close()
-        self._keys = await greet(self._control, self.report.session, limit)
+        self._control, self._keys = await call_peer(
+            self._address, self.report.session, self._guard, self._policy.connect_timeout
+        )
 
     async def _offer(self) -> None:
         """OFFER the set; once it is accepted, open the data connections."""
@@ -194,6 +223,8 @@ class Source(Session):
                 channels=channels,
                 chunk_size=policy.frame_size,
                 digests=policy.digest,
+                window=policy.window_size(channels),
+                reconnect_seconds=policy.reconnect_timeout,
             )
         )
         answer = await control.expect(
@@ -207,18 +238,33 @@ class Source(Session):
             for number in range(channels):
                 token = self._keys.token(Role.DATA, number, 0)
                 preamble = Preamble(Role.DATA, number, token)
-                sockets.append(await connect(self._address, preamble, policy.connect_timeout))
+                sockets.append(
+                    await connect(self._address, preamble, policy.connect_timeout, self._guard)
+                )
             ready = await control.expect(
                 messages.Ready, timeout=policy.connect_timeout, what="word that it is ready"
             )
             names = [lane.name for lane in self._lanes]
-            self._out = Outbound(names, sockets, policy, splice=ready.splice)
+            keys = [self._keys.frames(number) for number in range(channels)]
+            self._out = Outbound(names, sockets, policy, splice=ready.splice, keys=keys)
         finally:
             if self._out is None:
                 for sock in sockets:
                     sock.close()
         for lane, out in zip(self._lanes, self._out.lanes, strict=True):
             lane.out = out
+        if policy.reconnect_timeout:
+            control.resumable = True
+            self._redial = Redial(
+                self._address,
+                self._guard,
+                self._keys,
+                control,
+                self._out,
+                patience=self._patience,
+                observer=self._observer,
+            )
+            self._redialing = asyncio.create_task(self._redial.run(), name="vfioflow-redial")
 
     async def _measure_wire(self) -> None:
         """Let the first decision know the wire's round trip and rate already."""
@@ -264,6 +310,7 @@ class Source(Session):
         self._enter(Phase.STOP_COPY)
         self._clock = Clock(self.report.steps_ms)
         self._vcpus_stopped = True
+        self._stopped_at = time.monotonic()
         await call(self._hooks.stop_vcpus, "stop_vcpus")
         self._clock.lap("stop_vcpus")
         await self._peer.send(messages.Switchover())
@@ -284,7 +331,8 @@ class Source(Session):
         await self._drive(
             [in_thread(self._drain, lane, name=f"{lane.name}-drain") for lane in self._lanes]
         )
-        self._wire.end()
+        self._ended = True
+        await self._drive([in_thread(self._wire.end, name="end")])
         self._clock.lap("drain")
 
     async def _send_config(self, hook: SaveConfig) -> None:
@@ -325,22 +373,35 @@ class Source(Session):
                 break
         self._clock.lap("load")
         self._clock.split("load", validate=message.validate_seconds, ready=message.ready_seconds)
+        self._journaled("load", message.journal_seconds)
         self._check(message)
+        self._journal_there = message.journal
 
     async def _hand_over(self) -> None:
         """COMMIT, RUNNING; then the devices here are released.  Not to be interrupted."""
+        seconds = await self._giving.commit(self._journal_there)
         self._committed = True
-        await self._peer.send(messages.Commit())
-        limit = 2 * self._policy.stall_timeout
-        running = await self._peer.expect(messages.Running, timeout=limit, what="word that it runs")
+        try:
+            running = await self._giving.deliver(self._peer)
+        except TakenBack:
+            self._committed = False
+            raise
         self._clock.lap("commit")
         self._clock.split(
             "commit", resume=running.resume_seconds, start_vcpus=running.start_vcpus_seconds
         )
+        self._journaled("commit", seconds + running.journal_seconds)
         self.report.downtime_ms = sum(self.report.steps_ms.values())
         self.report.outcome = "completed"
+        with suppress(PeerLost):
+            await self._peer.send(messages.Goodbye())
         await self._release()
+        await self._giving.released()
         self._enter(Phase.DONE)
+
+    def _journaled(self, step: str, seconds: float) -> None:
+        if seconds:
+            self._clock.split(step, journal=seconds)
 
     def _check(self, loaded: messages.Loaded) -> None:
         """The destination must have taken just what was sent, of every device."""
@@ -369,6 +430,7 @@ class Source(Session):
     async def _go_back(self, error: BaseException) -> None:
         """Put everything back, whatever happened; after COMMIT, keep everything stopped."""
         failed = self._failed(error)
+        await self._hang_up()
         if self._out is not None:
             self._out.stop()
         if not self._stuck:
@@ -381,8 +443,8 @@ class Source(Session):
                 " start anything",
             )
             return
-        if self._control is not None and not self._control.failure.done():
-            await self._tell(self._control, failed)
+        told = self._control is None or await self._tell(self._control, failed)
+        told = told or isinstance(error, TakenBack)
         if self._touched:
             trouble = await barrier.back_to_running(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
@@ -394,15 +456,51 @@ class Source(Session):
             except VfioflowError as failed_too:
                 self.report.error = f"{self.report.error}; the vCPUs are stopped: {failed_too}"
                 error.add_note(f"the vCPUs are stopped: {failed_too}")
+        await self._giving.back(self._devices, self.report.error or "")
+        if self._ended and not told and (alarm := await self._giving.discard()):
+            error.add_note(alarm)
+
+    async def _came_back(self) -> bool:
+        """Settle the session, if the journal knows it."""
+        try:
+            if not await self._giving.find():
+                return False
+        except VfioflowError as error:
+            self._failed(error)
+            await self._close()
+            raise
+        policy, hooks, observer = self._policy, self._hooks, self._observer
+        await Comeback(
+            self.report, self._giving, self._devices, policy=policy, hooks=hooks, observer=observer
+        ).run()
+        return True
 
     async def _close(self) -> None:
+        await self._hang_up()
         await self._fill_report()
         if self._out is not None:
             self._out.close(stuck=self._stuck)
         if self._control is not None:
             await self._control.close()
+        self._giving.log.close()
 
     # ------------------------------------------------------------------- parts
+
+    def _patience(self) -> float:
+        """How long a connection may stay broken now, in seconds."""
+        policy = self._policy
+        if self._committed or not self._vcpus_stopped or policy.reconnect_stop_copy == "wait":
+            return policy.reconnect_timeout
+        left = self._stopped_at + policy.downtime_limit - time.monotonic()
+        return min(left, policy.reconnect_timeout)
+
+    async def _hang_up(self) -> None:
+        """From now on a connection that breaks stays so."""
+        if self._redialing is not None and self._redial is not None:
+            self._redialing.cancel()
+            await asyncio.wait([self._redialing])
+            self._redialing = None
+            self.report.reconnects = self._redial.reconnects
 
     @property
     def _peer(self) -> Control:

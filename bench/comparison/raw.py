@@ -23,6 +23,7 @@ DEVICES = (1, 16)
 
 PLAIN = "vfioflow"
 DIGEST = "vfioflow, digest"
+RECONNECT = "vfioflow, digest, window"
 
 _BEHIND = 0.7
 """A strategy with less than this part of the best one's rate is not run again."""
@@ -32,8 +33,12 @@ _QUALIFYING = 8
 
 
 def ours() -> list[Mover]:
-    """vfioflow without and with digests."""
-    return [vfioflow(PLAIN), vfioflow(DIGEST, "--digest")]
+    """vfioflow without digests, with them, and keeping what may have to be sent again."""
+    return [
+        vfioflow(PLAIN),
+        vfioflow(DIGEST, "--digest"),
+        vfioflow(RECONNECT, "--digest", "--reconnect"),
+    ]
 
 
 def run(

@@ -1,508 +1,646 @@
-/*
- * The hand-over of a set of devices from a source to a destination, with journals, crashes and a wire that
- * breaks.  docs/model.md says what is modelled and what is not; docs/model/check verifies it with Spin 6.5.
+/* The hand-over of a virtual machine, and what follows from a wire that breaks and sides that crash.
  *
- * Each transition has a NAME, or is a MOVE of one device: S_ is the source's, D_ the destination's, W_ the
- * world's.  A record of a journal is durable once its transition is over; to tell the peer is another transition,
- * so that a crash can come between.  The names in #ifdef, from COMMIT_BEFORE_LOADED on, are mistakes on purpose:
- * the check requires that each is found by a property.
+ * Promela, for Spin 6.5; `make check-model` checks it.  docs/model.md says what is modelled and what not.
+ * Transitions (S_..., D_...) have the names that the docstrings of vfioflow/handover.py, takeover.py,
+ * resolution.py and past.py use.  Messages are in small letters, as on the wire; records of a journal
+ * in capitals; device states begin with a capital.
+ *
+ * Bounds and options (cpp -D):
+ *   BREAKS, CRASHES, FAULTS, UNWRITTEN   how often the wire breaks, a side crashes, something else goes
+ *                                        wrong (a device, a time limit, a cancellation), a record fails
+ *   HOST_CRASHES                         crashes that also take devices which a VMM holds
+ *   MUTANT_...                           something left out, to see that a property notices
  */
 
-/* How often each fault may happen in one run. */
 #ifndef BREAKS
-#define BREAKS 1
+#define BREAKS 2
 #endif
 #ifndef CRASHES
 #define CRASHES 2
 #endif
-#ifndef LOSSES    /* of a side's devices: by a crash of the engine that takes them along, or without one */
-#define LOSSES 1
+#ifndef FAULTS
+#define FAULTS 1
 #endif
-#ifndef FAILS     /* of one state change of one device */
-#define FAILS 1
+#ifndef UNWRITTEN
+#define UNWRITTEN 1
 #endif
-#ifndef FORGETS   /* of the destination's journal, at a restart */
-#define FORGETS 0
+#ifndef HOST_CRASHES
+#define HOST_CRASHES 0
 #endif
-#ifndef GONE      /* of a side, for good: its host is fenced, and a person decides at the other */
-#define GONE 0
-#endif
-
-/* 0: check every property; n: only that one. */
-#ifndef ONLY
-#define ONLY 0
-#endif
-#define ON(n) (ONLY == 0 || ONLY == n)
 
 mtype = {
-  /* Records of the journals.  NOTHING: no record. */
-  NOTHING, BEGUN, LOADED, COMMITTED, RUNNING, DISCARDED, RELEASED, TAKEN_BACK, BACK,
-  /* Messages.  In the session: offer .. m_running.  discard and discarded stand for `failed` there. */
-  none, offer, accept, data, m_loaded, commit, m_running, discard, discarded, take_over, lost, unknown,
-  /* States of a device.  PRE_P2P: PRE_COPY_P2P.  P2P: RUNNING_P2P.  FREE: RUNNING and empty, after a reset or
-   * before a load.  LOST: the same to the eye, but not the device that this session had. */
-  RUN, PRE, PRE_P2P, P2P, STOP_COPY, STOP, RESUMING, ERROR, FREE, LOST,
-  /* The wire. */
-  DOWN, LIVE, RESOLVE
+    /* a device.  Free: RUNNING by VFIO's word, and empty: reset, or opened anew */
+    Running, Pre_copy, Pre_copy_p2p, Running_p2p, Stop_copy, Stop, Resuming, Free,
+    /* a journal's last record */
+    NONE, BEGUN, COMMITTED, BACK, RELEASED, TAKEN_BACK, LOADED, RUNNING, DISCARDED, TOLD,
+    /* a message; end: the last of the devices' data */
+    none, offer, end, loaded, commit, running, discarded, failed, goodbye,
+    /* what a source says that asks with `resolve` */
+    run_, discard,
+    /* the properties */
+    never_two_running, never_twice_from_one_moment, no_commit_before_loaded, none_runs_before_committed, p2p_barrier,
+    a_promise_is_recorded, nobody_runs_who_was_discarded,
+    one_runs_in_the_end, committed_is_not_lost, none_saves_in_the_end, runs_or_is_free, journals_have_ended
 };
 
-/* The source.  Durable: s_rec, s_ended (that the destination was heard to have discarded). */
-mtype s_rec = NOTHING;
-bit s_ended;
-mtype s_dev[2] = RUN;      /* device 0 has pre-copy, device 1 has not; both have the P2P states */
-bit s_up = 1;
-bit s_live;                /* this process holds the session that it began */
-bit s_switch;              /* it goes to stop-copy */
-bit s_heard_loaded;
-mtype s_doubt = none;      /* the destination's answer that leaves it to a person */
+/* ------------------------------------------------------------------ what there is */
 
-/* The destination.  Durable: d_rec. */
-mtype d_rec = NOTHING;
-mtype d_dev[2] = FREE;
-bit d_up = 1;
-bit d_live;
-bit d_data;                /* all data and ends have arrived */
-bit d_told;                /* that it discarded was said in the session */
+mtype sj = NONE, dj = NONE;        /* the journals, as they are on the disk */
+mtype sdev[2], ddev[2];            /* the devices, of the source and of the destination */
+bool svcpu = true, dvcpu = false;  /* whether the virtual machine's processors run */
+bool s_up = true, d_up = true;     /* whether there is a process on each side */
+bool s_outlives, d_outlives;       /* whether a VMM holds the devices, so that they outlive the process */
 
-/* The wire.  The session's messages are two streams.  What was said: out[0 .. sent-1]; of that, what is on
- * the present connection or was heard: wire; what was heard: got.  A break loses out[got .. wire-1] or part
- * of it; a session that is resumed sends again from got. */
-mtype wire = DOWN;
-bit met;
-mtype s_out[4] = none; byte s_sent; byte s_wire; byte d_got;
-mtype d_out[4] = none; byte d_sent; byte d_wire; byte s_got;
-mtype r_ask = none;        /* resolve{run} (take_over) or discard, on a connection of its own */
-bit r_heard;
-mtype r_answer = none;
+/* The session's control connection.  What is in a channel when it breaks may arrive or not. */
+chan to_d = [2] of { mtype };
+chan to_s = [2] of { mtype };
+bool open = false;
 
-byte breaks = BREAKS;
-byte crashes = CRASHES;
-byte losses = LOSSES;
-byte fails = FAILS;
-byte forgets = FORGETS;
-bit s_gone; bit d_gone;
+/* The connection of a source that asks: one at a time, and perhaps an older one that nobody reads from
+ * any more, the request of which may yet be heard. */
+bool asking = false;               /* it is open */
+mtype asked = none, stale = none;  /* requests on their way */
+bool serving = false;              /* the destination has heard the one of the connection that is open */
+mtype answer = none;               /* the answer on its way */
+bool thanks = false;               /* goodbye on its way */
 
-/* History, for the properties only. */
-bit g_loaded;              /* all devices of the destination held the whole state, in RUNNING_P2P */
-bit g_committed;           /* the source recorded COMMITTED */
-bit g_d_ran;               /* a device ran at the destination */
-bit g_d_all_ran;           /* all did, at once */
-bit g_s_again;             /* a device ran at the source after BACK or TAKEN_BACK */
-bit g_s_lost;              /* the source lost its devices before they were RELEASED */
-bit g_d_lost;              /* the destination lost its devices, or one of them failed */
-bit g_d_forgot;
-bit g_person;
-bit g_bad_discard;         /* the destination was asked to discard what it had taken over */
+byte breaks = BREAKS, crashes = CRASHES, faults = FAULTS, unwritten = UNWRITTEN, hosts = HOST_CRASHES;
 
-#define BOTH(a, s)         (a[0] == s && a[1] == s)
-#define ANY(a, s)          (a[0] == s || a[1] == s)
-#define S_RUNS(i)          (s_dev[i] == RUN || s_dev[i] == PRE)
-#define S_TAKES_BACK       (s_rec == BACK || s_rec == TAKEN_BACK)
-#define HAS(i)             (d_dev[i] == P2P || d_dev[i] == RUN)
-#define D_HOLDS            (HAS(0) && HAS(1))
-#define D_TAKEN_OVER       (d_rec == COMMITTED || d_rec == RUNNING)
+/* For the properties only. */
+bool all_loaded = false;           /* every device of the destination has taken its state, and checked it */
+bool s_again = false;              /* the source ran again after it had been stopped to be moved */
+bool d_ran = false;                /* something ran at the destination */
+bool s_lost = false;               /* the source's devices were lost, before it was RELEASED */
+bool s_lost_early = false;         /* and before it was COMMITTED */
+bool d_lost = false;               /* the destination's were, when it was COMMITTED or later */
+bool d_emptied = false;            /* or earlier, with what they had taken so far */
+bool pruned = false;               /* the destination's entry was removed for its age, after TOLD */
+bool news = false;                 /* the destination was started again since the source asked */
+bool s_doubt = false;              /* the source ended in doubt */
 
-#ifdef JUDGE_BY_STATE      /* after COMMITTED, a device that shows RUNNING is taken for one that was put there */
-#define LOOKS(i)           (HAS(i) || d_dev[i] == LOST)
-#else
-#define LOOKS(i)           HAS(i)
-#endif
-#define D_LOOKS            (LOOKS(0) && LOOKS(1))
+#define CAN_DMA(d)   ((d) == Running || (d) == Pre_copy)
+#define S_RUNS       (svcpu || CAN_DMA(sdev[0]) || CAN_DMA(sdev[1]))
+#define D_RUNS       (dvcpu || CAN_DMA(ddev[0]) || CAN_DMA(ddev[1]))
+#define S_WHOLE      (svcpu && sdev[0] == Running && sdev[1] == Running)
+#define D_WHOLE      (dvcpu && ddev[0] == Running && ddev[1] == Running)
+#define D_FREE       (ddev[0] == Free && ddev[1] == Free)
+#define SAVING(d)    ((d) == Pre_copy || (d) == Pre_copy_p2p || (d) == Stop_copy || (d) == Resuming)
+#define HALTED(d)    ((d) == Stop || (d) == Stop_copy || (d) == Resuming)
 
-#ifdef VERIFY              /* the verifier notes which transitions it takes, and writes their names at its end */
-c_decl {
-  \#include <stdio.h>
-  static const char *taken[2048];
-  static void take(const char *name, int where) { taken[where] = name; }
-  static void __attribute__((destructor)) write_taken(void) {
-    for (int i = 0; i < 2048; i++)
-      if (taken[i]) printf("take(%c%s%c, 2 * %d + %d)\n", 34, taken[i], 34, i / 2, i % 2);
-  }
-}
-#define NAME(x)            c_code { take(#x, 2 * __LINE__ + 0); }
-#define NAME_FAILS(x)      c_code { take(#x, 2 * __LINE__ + 1); }
-#else                      /* a counterexample is a list of names */
-#define NAME(x)            printf(#x); printf("\n")
-#define NAME_FAILS(x)      NAME(x)
-#endif
-#define S_NEXT(m)          (s_up && s_live && s_got < d_wire && d_out[s_got] == m)
-#define D_NEXT(m)          (d_up && d_live && d_got < s_wire && s_out[d_got] == m)
-#define S_BUSY             (s_up && s_live && s_rec == BEGUN)
-#define D_BUSY             (d_up && d_live && d_rec == BEGUN)
-#define S_SAY(m)           s_out[s_sent] = m; s_sent++; if :: wire == LIVE -> s_wire = s_sent :: else fi
-#define D_SAY(m)           d_out[d_sent] = m; d_sent++; if :: wire == LIVE -> d_wire = d_sent :: else fi
-#define D_ASKED_TO(m)      (d_up && r_heard && r_ask == m)
-#define D_MAY_ANSWER       (d_up && r_heard && r_answer == none && wire == RESOLVE)
-#define D_ANSWER(m)        r_answer = m; r_ask = none; r_heard = 0
+/* As judge() sees them: a device that is Free says RUNNING. */
+#define AS_LOADED(d)      ((d) == Running_p2p)
+#define SAYS_RUNNING(d)   ((d) == Running || (d) == Free)
+#define HELD              (AS_LOADED(ddev[0]) && AS_LOADED(ddev[1]))
+#define MAY_CARRY_ON(d)   (AS_LOADED(d) || (SAYS_RUNNING(d) && d_outlives))
+#define FOUND_RUNNING     (s_outlives && (SAYS_RUNNING(sdev[0]) || SAYS_RUNNING(sdev[1])))
 
-/* A device's state change; it may fail, and then the device is in ERROR. */
-#define MOVE(name, guard, dev, from, to, after) \
-  :: d_step { (guard) && dev == from -> NAME(name); dev = to; after } \
-  :: d_step { (guard) && dev == from && fails > 0 -> NAME_FAILS(name ## _FAILS); dev = ERROR; fails-- }
+#define BROKEN(name) printf("broken: %e\n", name); assert(false)
 
-#ifdef NO_JOURNAL_SYNC
-bit s_knows;
-#define S_KNOWS            s_knows = 1
-#define S_FORGETS          s_knows = 0
-#else
-#define S_KNOWS            skip
-#define S_FORGETS          skip
-#endif
-#ifdef LOADED_NOT_RECORDED
-bit d_knows;
-#define D_KNOWS            d_knows = 1
-#define D_FORGETS          d_knows = 0
-#else
-#define D_KNOWS            skip
-#define D_FORGETS          skip
-#endif
+/* ------------------------------------------------------------------------- parts */
 
-inline s_loses() {
-  s_dev[0] = LOST; s_dev[1] = LOST; losses--;
-  if :: s_rec != RELEASED -> g_s_lost = 1 :: else fi
-}
-inline s_dies() {
-  s_up = 0; s_live = 0; s_switch = 0; s_heard_loaded = 0; s_doubt = none;
-  d_wire = s_got; r_answer = none; wire = DOWN; S_FORGETS
-}
-inline d_loses() {
-  if :: d_dev[0] != FREE -> d_dev[0] = LOST; g_d_lost = 1 :: else fi;
-  if :: d_dev[1] != FREE -> d_dev[1] = LOST; g_d_lost = 1 :: else fi;
-  losses--
-}
-inline d_dies() {
-  d_up = 0; d_live = 0; d_data = 0; s_wire = d_got; r_ask = none; r_heard = 0; r_answer = none;
-  wire = DOWN; D_FORGETS
+/* Macros where a label or an array is passed, which an inline cannot take. */
+
+/* A record: it is on the disk before anything that follows; or it is said to have failed, and is there or not. */
+#define record(journal, step, unless_written)                                                         \
+    if                                                                                                \
+    :: atomic { true -> journal = step }                                                              \
+    :: atomic { unwritten > 0 -> unwritten--; if :: journal = step :: skip fi; goto unless_written }  \
+    fi
+
+inline clear(channel) {
+    do :: channel?_ :: empty(channel) -> break od
 }
 
-#ifdef NO_JOURNAL_SYNC     /* COMMIT is told before it is recorded; the process that told it knows it */
-#define MAY_SAY_COMMIT     (s_rec == BEGUN && s_heard_loaded)
-#else
-#define MAY_SAY_COMMIT     (s_rec == COMMITTED)
-#endif
-
-#ifdef COMMIT_BEFORE_LOADED
-#define MAY_COMMIT         (s_rec == BEGUN && s_sent == 2)
-#elif defined(NO_JOURNAL_SYNC)
-#define MAY_COMMIT         (s_rec == BEGUN && s_sent == 3)
-#else
-#define MAY_COMMIT         (s_rec == BEGUN && s_heard_loaded)
-#endif
-
-#ifdef SOURCE_BACK_AFTER_COMMIT
-#define MAY_GO_BACK        (s_rec == BEGUN || s_rec == COMMITTED)
-#elif defined(NO_JOURNAL_SYNC)
-#define MAY_GO_BACK        (s_rec == BEGUN && !s_knows)
-#else
-#define MAY_GO_BACK        (s_rec == BEGUN)
-#endif
-
-#ifdef NO_BARRIER
-#define MAY_STOP           true
-#define MAY_RUN            true
-#else
-#define MAY_STOP \
-  ((s_dev[0] == PRE_P2P || s_dev[0] == STOP_COPY) && (s_dev[1] == P2P || s_dev[1] == STOP_COPY))
-#define MAY_RUN            (!ANY(s_dev, STOP_COPY) && !ANY(s_dev, STOP) && !ANY(s_dev, PRE_P2P))
-#endif
-
-#ifdef DISCARD_ONCE        /* a source that is back does not tell it again on a connection of its own */
-#define MUST_DISCARD       false
-#else
-#define MUST_DISCARD       (s_rec == BACK && !s_ended)
-#endif
-#define MUST_RUN           (s_rec == COMMITTED && s_doubt == none)
-
-active proctype Source() {
-end:
-  do
-  /* ---- to the switchover */
-  :: d_step { s_up && s_rec == NOTHING -> NAME(S_BEGIN); s_rec = BEGUN; s_live = 1 }
-  :: d_step { S_BUSY && !met && wire == DOWN && d_up ->
-       NAME(S_CONNECT); wire = LIVE; met = 1; d_live = 1; S_SAY(offer) }
-  :: d_step { S_NEXT(accept) -> NAME(S_ACCEPTED); s_got++ }
-  MOVE(S_PRECOPY, S_BUSY && s_got == 1, s_dev[0], RUN, PRE, skip)
-  :: d_step { S_BUSY && !s_switch && s_dev[0] == PRE -> NAME(S_SWITCHOVER); s_switch = 1 }
-  MOVE(S_QUIESCE, s_up && s_switch && s_rec == BEGUN, s_dev[0], PRE, PRE_P2P, skip)
-  MOVE(S_QUIESCE, s_up && s_switch && s_rec == BEGUN, s_dev[1], RUN, P2P, skip)
-  MOVE(S_STOP, s_up && s_switch && s_rec == BEGUN && MAY_STOP, s_dev[0], PRE_P2P, STOP_COPY, skip)
-  MOVE(S_STOP, s_up && s_switch && s_rec == BEGUN && MAY_STOP, s_dev[1], P2P, STOP_COPY, skip)
-  :: d_step { S_BUSY && s_sent == 1 && BOTH(s_dev, STOP_COPY) ->
-       NAME(S_DATA); S_SAY(data) }
-
-  /* ---- hand-over */
-  :: d_step { S_NEXT(m_loaded) -> NAME(S_LOADED); s_got++; s_heard_loaded = 1 }
-  :: d_step { s_up && s_live && MAY_COMMIT -> NAME(S_COMMIT); s_rec = COMMITTED; g_committed = 1 }
-  :: d_step { s_up && s_live && MAY_SAY_COMMIT && s_sent == 2 -> NAME(S_TELL_COMMIT); S_SAY(commit); S_KNOWS }
-  :: d_step { S_NEXT(m_running) && s_rec == COMMITTED -> NAME(S_RELEASED); s_got++; s_rec = RELEASED }
-  MOVE(S_RELEASE, s_up && s_rec == RELEASED, s_dev[0], STOP_COPY, STOP, skip)
-  MOVE(S_RELEASE, s_up && s_rec == RELEASED, s_dev[1], STOP_COPY, STOP, skip)
-
-  /* ---- going back: a failure, a cancellation, no convergence, a connection given up, a restart: at any time */
-  :: d_step { s_up && MAY_GO_BACK -> NAME(S_BACK); s_rec = BACK }
-  MOVE(S_UNWIND, s_up && S_TAKES_BACK, s_dev[0], STOP_COPY, STOP, skip)
-  MOVE(S_UNWIND, s_up && S_TAKES_BACK, s_dev[1], STOP_COPY, STOP, skip)
-  MOVE(S_UNWIND, s_up && S_TAKES_BACK, s_dev[0], STOP, P2P, skip)
-  MOVE(S_UNWIND, s_up && S_TAKES_BACK, s_dev[1], STOP, P2P, skip)
-  MOVE(S_UNWIND, s_up && S_TAKES_BACK, s_dev[0], PRE_P2P, P2P, skip)
-  MOVE(S_RUN, s_up && S_TAKES_BACK && MAY_RUN, s_dev[0], PRE, RUN, g_s_again = 1)
-  MOVE(S_RUN, s_up && S_TAKES_BACK && MAY_RUN, s_dev[0], P2P, RUN, g_s_again = 1)
-  MOVE(S_RUN, s_up && S_TAKES_BACK && MAY_RUN, s_dev[1], P2P, RUN, g_s_again = 1)
-  :: d_step { s_up && (S_TAKES_BACK || s_rec == RELEASED) && s_dev[0] == ERROR -> NAME(S_RESET); s_dev[0] = FREE }
-  :: d_step { s_up && (S_TAKES_BACK || s_rec == RELEASED) && s_dev[1] == ERROR -> NAME(S_RESET); s_dev[1] = FREE }
-  :: d_step { s_up && s_live && s_rec == BACK && met && !s_ended && s_sent < 4 &&
-       (s_sent == 0 || s_out[s_sent - 1] != discard) -> NAME(S_TELL_DISCARD); S_SAY(discard) }
-  :: d_step { S_NEXT(discarded) && s_rec == BEGUN -> NAME(S_REFUSED); s_got++; s_rec = BACK; s_ended = 1 }
-  :: d_step { S_NEXT(discarded) && s_rec == BACK -> NAME(S_ENDED); s_got++; s_ended = 1 }
-
-  /* ---- a connection that breaks: resumed, or given up; what then asks */
-  :: d_step { s_up && s_live && met && wire == DOWN && d_up && d_live ->
-       NAME(S_RESUME); wire = LIVE; s_wire = s_sent; d_wire = d_sent }
-  :: d_step { s_up && s_live && wire == DOWN -> NAME(S_GIVE_UP); s_live = 0; d_wire = s_got }
-  :: d_step { s_up && !s_live && wire == DOWN && d_up && MUST_DISCARD ->
-       NAME(S_ASK_DISCARD); wire = RESOLVE; r_ask = discard; r_heard = 0; r_answer = none }
-  :: d_step { s_up && !s_live && wire == DOWN && d_up && MUST_RUN ->
-       NAME(S_ASK_RUN); wire = RESOLVE; r_ask = take_over; r_heard = 0; r_answer = none }
-  :: d_step { s_up && r_answer == discarded && s_rec == BACK -> NAME(S_ENDED); r_answer = none; s_ended = 1 }
-  :: d_step { s_up && r_answer == m_running && s_rec == COMMITTED ->
-       NAME(S_RELEASED); r_answer = none; s_rec = RELEASED }
-  :: d_step { s_up && r_answer == discarded && s_rec == COMMITTED ->
-       NAME(S_TAKEN_BACK); r_answer = none; s_rec = TAKEN_BACK }
-  :: d_step { S_NEXT(discarded) && s_rec == COMMITTED -> NAME(S_TAKEN_BACK); s_got++; s_rec = TAKEN_BACK }
-  :: d_step { s_up && (r_answer == lost || r_answer == unknown) && s_rec == COMMITTED ->
-       NAME(S_IN_DOUBT); s_doubt = r_answer; r_answer = none }
-  :: d_step { S_NEXT(lost) && s_rec == COMMITTED -> NAME(S_IN_DOUBT); s_got++; s_doubt = lost }
-
-  /* ---- a person at the source: the destination is gone for good and fenced; or it said that it cannot run */
-#ifdef PERSON_UNFENCED
-  :: d_step { s_up && !s_live && s_rec == COMMITTED -> NAME(S_PERSON_RUN); s_rec = TAKEN_BACK; g_person = 1 }
-#else
-  :: d_step { s_up && !s_live && s_rec == COMMITTED && d_gone ->
-       NAME(S_PERSON_RUN); s_rec = TAKEN_BACK; g_person = 1 }
-#endif
-#if GONE
-  :: d_step { s_up && s_rec == COMMITTED && s_doubt != none ->
-       NAME(S_PERSON_DISCARD); s_rec = RELEASED; g_person = 1 }
-#endif
-  od
+inline say(channel, message) {
+    if :: atomic { open -> channel!message } :: atomic { !open -> skip } fi
 }
 
-#ifdef DISCARD_NOT_RECORDED   /* the destination keeps it in memory that it discarded */
-bit d_unrecorded;
-#define D_DISCARDS         d_unrecorded = 1
-#define D_DISCARDED        (d_rec == DISCARDED || d_unrecorded)
-#else
-#define D_DISCARDS         d_rec = DISCARDED
-#define D_DISCARDED        (d_rec == DISCARDED)
-#endif
-#define D_UNDECIDED        (!D_DISCARDED && (d_rec == NOTHING || d_rec == BEGUN || d_rec == LOADED))
+/* Both devices to a state, one by one in any order; each may fail, and then the other may have arrived or not. */
+#define cross(dev, state, on_fault)                            \
+    do                                                         \
+    :: atomic { dev[0] != state -> dev[0] = state }            \
+    :: atomic { dev[1] != state -> dev[1] = state }            \
+    :: atomic { dev[0] == state && dev[1] == state -> break }  \
+    :: atomic { faults > 0 -> faults--; goto on_fault }        \
+    od
 
-#ifdef LOADED_NOT_RECORDED    /* LOADED is told before it is recorded; the process that told it knows it */
-#define MAY_SAY_LOADED     (d_rec == BEGUN && BOTH(d_dev, P2P))
-#define MAY_RECORD_LOADED  (d_sent == 2)
-#define MAY_DISCARD        !d_knows
-#else
-#define MAY_SAY_LOADED     (d_rec == LOADED)
-#define MAY_RECORD_LOADED  true
-#define MAY_DISCARD        true
-#endif
+/* As cross, and never fails. */
+#define bring(dev, state)                                      \
+    do                                                         \
+    :: atomic { dev[0] != state -> dev[0] = state }            \
+    :: atomic { dev[1] != state -> dev[1] = state }            \
+    :: atomic { dev[0] == state && dev[1] == state -> break }  \
+    od
 
-#ifdef RUN_BEFORE_RECORD      /* COMMIT is heard, the devices go to RUNNING, then COMMITTED is recorded */
-#define D_MAY_RUN          (d_rec == COMMITTED || (d_rec == LOADED && D_NEXT(commit)))
-#else
-#define D_MAY_RUN          (d_rec == COMMITTED)
-#endif
-
-active proctype Destination() {
-end:
-  do
-  /* ---- loading */
-  :: d_step { D_NEXT(offer) && d_rec == NOTHING -> NAME(D_BEGIN); d_got++; d_rec = BEGUN }
-  MOVE(D_RESUMING, D_BUSY && d_sent == 0, d_dev[0], FREE, RESUMING, skip)
-  MOVE(D_RESUMING, D_BUSY && d_sent == 0, d_dev[1], FREE, RESUMING, skip)
-  :: d_step { D_BUSY && d_sent == 0 && BOTH(d_dev, RESUMING) -> NAME(D_ACCEPT); D_SAY(accept) }
-  :: d_step { D_NEXT(data) && d_rec == BEGUN -> NAME(D_DATA); d_got++; d_data = 1 }
-  MOVE(D_VALIDATE, D_BUSY && d_data, d_dev[0], RESUMING, STOP, skip)
-  MOVE(D_VALIDATE, D_BUSY && d_data, d_dev[1], RESUMING, STOP, skip)
-  MOVE(D_READY, D_BUSY && d_dev[1] != RESUMING, d_dev[0], STOP, P2P, g_loaded = BOTH(d_dev, P2P))
-  MOVE(D_READY, D_BUSY && d_dev[0] != RESUMING, d_dev[1], STOP, P2P, g_loaded = BOTH(d_dev, P2P))
-  :: d_step { D_BUSY && BOTH(d_dev, P2P) && MAY_RECORD_LOADED -> NAME(D_LOADED); d_rec = LOADED }
-  :: d_step { d_up && d_live && d_sent == 1 && MAY_SAY_LOADED -> NAME(D_TELL_LOADED); D_SAY(m_loaded); D_KNOWS }
-
-  /* ---- taking over: by the session's COMMIT, or by resolve{run} */
-  :: d_step { D_NEXT(commit) && d_rec == LOADED && D_HOLDS -> NAME(D_COMMITTED); d_got++; d_rec = COMMITTED }
-  :: d_step { D_NEXT(commit) && d_rec == LOADED && !D_HOLDS -> NAME(D_UNFIT); d_got++; D_DISCARDS }
-  :: d_step { D_ASKED_TO(take_over) && d_rec == LOADED && !D_DISCARDED && D_HOLDS ->
-       NAME(D_COMMITTED); d_rec = COMMITTED }
-  :: d_step { D_ASKED_TO(take_over) && d_rec == LOADED && !D_DISCARDED && !D_HOLDS -> NAME(D_UNFIT); D_DISCARDS }
-  MOVE(D_RUN, d_up && D_MAY_RUN &&
-       d_dev[1] != STOP, d_dev[0], P2P, RUN, g_d_ran = 1; g_d_all_ran = BOTH(d_dev, RUN))
-  MOVE(D_RUN, d_up && D_MAY_RUN &&
-       d_dev[0] != STOP, d_dev[1], P2P, RUN, g_d_ran = 1; g_d_all_ran = BOTH(d_dev, RUN))
-  :: d_step { d_up && d_rec == COMMITTED && (BOTH(d_dev, RUN) || (D_LOOKS && !ANY(d_dev, P2P))) ->
-       NAME(D_RUNNING); d_rec = RUNNING }
-  :: d_step { d_up && d_live && d_rec == RUNNING && d_sent == 2 -> NAME(D_TELL_RUNNING); D_SAY(m_running) }
-  :: d_step { d_up && d_live && d_rec == COMMITTED && !D_LOOKS && d_sent == 2 -> NAME(D_TELL_LOST); D_SAY(lost) }
-
-  /* ---- discarding: before LOADED for any reason and at a restart; from LOADED on by the source's word only */
-  :: d_step { d_up && d_rec == BEGUN && !D_DISCARDED && MAY_DISCARD -> NAME(D_DISCARD); D_DISCARDS }
-  :: d_step { D_NEXT(discard) && D_UNDECIDED -> NAME(D_DISCARD_HEARD); d_got++; D_DISCARDS }
-  :: d_step { D_NEXT(discard) && !D_UNDECIDED -> NAME(D_DISCARD_AGAIN); d_got++; g_bad_discard = D_TAKEN_OVER }
-  :: d_step { D_NEXT(data) && D_DISCARDED -> NAME(D_TOO_LATE); d_got++ }
-  :: d_step { D_ASKED_TO(discard) && D_UNDECIDED -> NAME(D_DISCARD_HEARD); D_DISCARDS }
-  :: d_step { d_up && D_DISCARDED && d_dev[0] != FREE -> NAME(D_RESET); d_dev[0] = FREE }
-  :: d_step { d_up && D_DISCARDED && d_dev[1] != FREE -> NAME(D_RESET); d_dev[1] = FREE }
-  :: d_step { d_up && d_live && D_DISCARDED && !d_told && d_sent < 4 ->
-       NAME(D_TELL_DISCARDED); D_SAY(discarded); d_told = 1 }
-
-  /* ---- a connection given up; one that asks.  What is unread of the session's is dropped before it is heard. */
-  :: d_step { d_up && d_live && wire != LIVE -> NAME(D_GIVE_UP); d_live = 0; s_wire = d_got }
-  :: d_step { d_up && r_ask != none && !r_heard -> NAME(D_ASKED); r_heard = 1; d_live = 0; s_wire = d_got;
-       g_bad_discard = (r_ask == discard && D_TAKEN_OVER) }
-  :: d_step { D_MAY_ANSWER && D_DISCARDED ->
-       NAME(D_ANSWER_DISCARDED); D_ANSWER(discarded) }
-  :: d_step { D_MAY_ANSWER && r_ask == take_over && d_rec == RUNNING && D_LOOKS ->
-       NAME(D_ANSWER_RUNNING); D_ANSWER(m_running) }
-  :: d_step { D_MAY_ANSWER && r_ask == take_over && D_TAKEN_OVER && !D_LOOKS ->
-#ifdef DISCARDED_FOR_LOST     /* a destination that took over and then lost its devices says that it discarded */
-       NAME(D_ANSWER_LOST); D_ANSWER(discarded); d_rec = DISCARDED }
-#else
-       NAME(D_ANSWER_LOST); D_ANSWER(lost) }
-#endif
-  :: d_step { D_MAY_ANSWER && r_ask == take_over && d_rec == NOTHING ->
-#ifdef PRESUME_ABORT_ON_RUN   /* a destination that knows nothing of the session says that it discarded */
-       NAME(D_ANSWER_UNKNOWN); D_ANSWER(discarded); d_rec = DISCARDED }
-#else
-       NAME(D_ANSWER_UNKNOWN); D_ANSWER(unknown) }
-#endif
-
-  /* ---- a person at the destination: to run, the source must be gone for good and fenced; to discard, not */
-  :: d_step { d_up && !d_live && d_rec == LOADED && s_gone && D_HOLDS ->
-       NAME(D_PERSON_RUN); d_rec = COMMITTED; g_person = 1 }
-#if GONE
-  :: d_step { d_up && !d_live && d_rec == LOADED -> NAME(D_PERSON_DISCARD); D_DISCARDS; g_person = 1 }
-#endif
-#ifdef DEST_DECIDES_ALONE
-  :: d_step { d_up && !d_live && d_rec == LOADED -> NAME(D_ALONE); d_rec = COMMITTED }
-#endif
-#ifdef DEST_DISCARDS_ALONE
-  :: d_step { d_up && !d_live && d_rec == LOADED -> NAME(D_ALONE); d_rec = DISCARDED }
-#endif
-  od
+/* All that do not run to the P2P state first, then all to RUNNING; then the vCPUs. */
+inline back_to_running() {
+    do
+    :: atomic { sdev[0] == Stop || sdev[0] == Stop_copy || sdev[0] == Pre_copy_p2p -> sdev[0] = Running_p2p }
+    :: atomic { sdev[1] == Stop || sdev[1] == Stop_copy || sdev[1] == Pre_copy_p2p -> sdev[1] = Running_p2p }
+    :: atomic { (CAN_DMA(sdev[0]) || sdev[0] == Running_p2p) && (CAN_DMA(sdev[1]) || sdev[1] == Running_p2p) -> break }
+    od;
+    do
+    :: atomic { sdev[0] != Running -> sdev[0] = Running; s_again = (s_again || !svcpu) }
+    :: atomic { sdev[1] != Running -> sdev[1] = Running; s_again = (s_again || !svcpu) }
+    :: atomic { sdev[0] == Running && sdev[1] == Running -> break }
+    od;
+    svcpu = true
 }
 
-active proctype World() {
-end:
-  do
-  /* ---- a break; then what was under way is lost, all or a part: the last first, as TCP loses */
-  :: d_step { wire != DOWN && breaks > 0 -> NAME(W_BREAK); wire = DOWN; breaks--; r_answer = none }
-  :: d_step { wire == DOWN && s_wire > d_got -> NAME(W_LOSE); s_wire-- }
-  :: d_step { wire == DOWN && d_wire > s_got -> NAME(W_LOSE); d_wire-- }
-  :: d_step { wire == DOWN && r_ask != none && !r_heard -> NAME(W_LOSE); r_ask = none }
-
-  /* ---- crashes of the engine, with its devices or without; losses of devices alone */
-  :: d_step { s_up && crashes > 0 -> NAME(W_S_CRASH); crashes--; s_dies() }
-  :: d_step { s_up && crashes > 0 && losses > 0 -> NAME(W_S_CRASH_AND_LOSE); crashes--; s_dies(); s_loses() }
-  :: d_step { s_up && losses > 0 && s_rec != NOTHING -> NAME(W_S_LOSE); s_loses() }
-  :: d_step { !s_up && !s_gone -> NAME(W_S_RESTART); s_up = 1 }
-  :: d_step { d_up && crashes > 0 -> NAME(W_D_CRASH); crashes--; d_dies() }
-  :: d_step { d_up && crashes > 0 && losses > 0 -> NAME(W_D_CRASH_AND_LOSE); crashes--; d_dies(); d_loses() }
-  :: d_step { d_up && losses > 0 && d_rec != NOTHING -> NAME(W_D_LOSE); d_loses() }
-  :: d_step { d_up && losses > 0 && d_rec != NOTHING && d_dev[0] != FREE ->
-       NAME(W_D_LOSE_ONE); losses--; d_dev[0] = LOST; g_d_lost = 1 }
-  :: d_step { !d_up && !d_gone -> NAME(W_D_RESTART); d_up = 1 }
-#if FORGETS
-  :: d_step { !d_up && forgets > 0 && d_rec != NOTHING ->
-       NAME(W_D_FORGETS); forgets--; d_rec = NOTHING; g_d_forgot = 1 }
-#endif
-
-  /* ---- gone for good, and fenced: no device there runs any more */
-#if GONE
-  :: d_step { s_up && !d_gone && s_rec != NOTHING -> NAME(W_S_GONE); s_gone = 1; s_dies(); losses++; s_loses() }
-  :: d_step { d_up && !s_gone && s_rec != NOTHING -> NAME(W_D_GONE); d_gone = 1; d_dies(); losses++; d_loses() }
-#endif
-  od
+/* Ask the destination what has become of the session, again and again while connections break. */
+inline ask(decision) {
+    do
+    :: atomic { !asking && answer == none && d_up ->
+           asking = true; asked = decision; news = false }
+    :: atomic { answer != none -> heard = answer; answer = none; break }
+    od
 }
 
-/*
- * The properties.  Each is an assertion on a name that is always false, behind the negation of what must hold:
- * so the message of a violation names it.
- */
-bit never_two_running, no_second_past, commit_after_loaded, run_after_commit, peer_to_peer, told_is_recorded,
-    no_discard_of_taken, released_when_ran, one_runs_in_the_end, committed_survives, settled_in_the_end,
-    nothing_left_halfway;
+inline hang_up() {
+    asking = false; asked = none; serving = false; answer = none
+}
 
-#define S_GOES_ON(i)  (s_dev[i] == RUN || s_dev[i] == FREE)  /* FREE: it failed, and was reset */
-#define S_IN_THE_END  (S_TAKES_BACK && S_GOES_ON(0) && S_GOES_ON(1))
-#define D_IN_THE_END  (d_rec == RUNNING && BOTH(d_dev, RUN))
-#define D_BROKEN      (D_TAKEN_OVER && (ANY(d_dev, LOST) || ANY(d_dev, ERROR)))
-#define S_AT_REST(i)  (S_GOES_ON(i) || s_dev[i] == STOP || s_dev[i] == LOST)
-#define D_AT_REST(i)  (d_dev[i] == RUN || d_dev[i] == FREE)
-#define DEAF(dev, i)  (dev[i] == STOP || dev[i] == STOP_COPY || dev[i] == RESUMING)
+/* The answer, to a source that is still there to hear it. */
+inline tell(message) {
+    atomic {
+        if :: serving -> answer = message :: else fi;
+        serving = false
+    }
+}
 
-/* No moment in which devices of both sides can run. */
-#define NEVER_TWO_RUNNING    !((S_RUNS(0) || S_RUNS(1)) && ANY(d_dev, RUN))
-/* Once a device has run at the destination, none runs at the source, even after the destination has died: it
- * would repeat a past that others saw go on.  Nor the other way round.  (A person may decide for it.) */
-#define NO_SECOND_PAST \
-  (g_person || (!(g_d_ran && (S_RUNS(0) || S_RUNS(1))) && !(g_s_again && ANY(d_dev, RUN))))
-/* COMMIT is neither recorded nor told before all devices of the destination have loaded. */
-#define COMMIT_AFTER_LOADED  (g_loaded || (!g_committed && s_out[2] != commit))
-/* No device runs at the destination before COMMITTED is durable there. */
-#define RUN_AFTER_COMMIT     (g_d_forgot || D_TAKEN_OVER || !ANY(d_dev, RUN))
-/* No device that can start DMA next to one that cannot take it. */
-#define PEER_TO_PEER         !((S_RUNS(0) && DEAF(s_dev, 1)) || (S_RUNS(1) && DEAF(s_dev, 0)) || \
-                               (d_dev[0] == RUN && DEAF(d_dev, 1)) || (d_dev[1] == RUN && DEAF(d_dev, 0)))
-/* What the peer was told is in the journal. */
-#define TOLD_IS_RECORDED     (g_d_forgot || ((s_out[2] != commit || g_committed) && \
-                               (d_out[1] != m_loaded || (d_rec != NOTHING && d_rec != BEGUN)) && \
-                               (!(d_told || r_answer == discarded) || d_rec == DISCARDED) && \
-                               (!(d_out[2] == m_running || r_answer == m_running) || d_rec == RUNNING)))
-/* The source never asks to discard what the destination has taken over.  (A person may have decided without
- * knowing that it did.) */
-#define NO_DISCARD_OF_TAKEN  (g_person || !g_bad_discard)
-/* The source releases its devices only if all have run at the destination, or a person says so. */
-#define RELEASED_WHEN_RAN    (s_rec != RELEASED || g_d_all_ran || g_person)
+/* -------------------------------------------------------------------- the source */
 
-/* In the end, that is when no transition is left; both sides are back, unless one is gone for good. */
+proctype Source() {
+    mtype heard;
+begin:
+    {
+        if
+        :: atomic { sj == NONE && !s_lost -> skip }
+        :: atomic { sj == NONE && s_lost -> goto done }  /* there is nothing to migrate */
+        :: atomic { sj == BEGUN -> goto run_here }
+        :: atomic { sj == COMMITTED -> goto comeback }
+        :: atomic { sj == RELEASED -> goto release }
+        :: atomic { sj == BACK -> goto run_here }
+        :: atomic { sj == TAKEN_BACK -> goto resume }
+        fi;
 
-/* Exactly one side runs; unless the virtual machine was lost as in a crash of its host: the source lost its
- * devices before it recorded COMMITTED, or the destination after it did (or they fail), or both lost them. */
-#define ONE_RUNS_IN_THE_END \
-  (S_IN_THE_END != D_IN_THE_END || D_BROKEN || (g_s_lost && (!g_committed || g_d_lost || g_person)) || g_d_forgot)
-/* Once the source has recorded COMMITTED, it is the destination that runs, whatever becomes of the source;
- * unless the destination lost its devices, or they fail, or a person decided. */
-#define COMMITTED_SURVIVES \
-  (!g_committed || D_IN_THE_END || g_d_lost || ANY(d_dev, ERROR) || g_d_forgot || g_person)
-/* Both journals say how it ended, and the source knows that the destination's does; or a person must decide,
- * since the destination took over and is broken, or its journal is lost. */
-#define S_SETTLED \
-  (s_gone || s_rec == RELEASED || s_rec == TAKEN_BACK || (s_rec == BACK && (s_ended || d_gone)) || S_FOR_A_PERSON)
-#define D_SETTLED \
-  (d_gone || d_rec == NOTHING || d_rec == DISCARDED || d_rec == RUNNING || D_BROKEN || g_d_forgot)
-#define S_FOR_A_PERSON       (s_rec == COMMITTED && s_doubt != none)
-#define SETTLED_IN_THE_END   (S_SETTLED && D_SETTLED)
-/* No device is left half-way, and none in a saving state, except where a person must decide. */
-#define NOTHING_LEFT_HALFWAY \
-  (((S_AT_REST(0) && S_AT_REST(1)) || S_FOR_A_PERSON) && \
-   ((D_AT_REST(0) && D_AT_REST(1)) || D_BROKEN || d_gone || g_d_forgot))
+S_BEGIN:
+        sj = BEGUN;
+        if
+        :: atomic { d_up -> open = true; to_d!offer }
+        :: atomic { faults > 0 -> faults--; goto go_back }
+        fi;
+        cross(sdev, Pre_copy, go_back);
+        svcpu = false;
+#ifdef MUTANT_NO_P2P_BARRIER
+        cross(sdev, Stop_copy, go_back);
+#endif
+        cross(sdev, Pre_copy_p2p, go_back);
+        cross(sdev, Stop_copy, go_back);
+        say(to_d, end);
+#ifndef MUTANT_COMMIT_BEFORE_LOADED
+        if
+        :: atomic { to_s?heard ->
+               if :: heard == loaded :: else -> goto go_back fi }
+        :: atomic { !open && empty(to_s) -> goto go_back }
+        :: atomic { faults > 0 -> faults--; goto go_back }
+        fi;
+#endif
 
-active proctype Properties() {
-end:
-  do
-  :: d_step { ON(1) && !(NEVER_TWO_RUNNING) -> assert(never_two_running) }
-  :: d_step { ON(2) && !(NO_SECOND_PAST) -> assert(no_second_past) }
-  :: d_step { ON(3) && !(COMMIT_AFTER_LOADED) -> assert(commit_after_loaded) }
-  :: d_step { ON(4) && !(RUN_AFTER_COMMIT) -> assert(run_after_commit) }
-  :: d_step { ON(5) && !(PEER_TO_PEER) -> assert(peer_to_peer) }
-  :: d_step { ON(6) && !(TOLD_IS_RECORDED) -> assert(told_is_recorded) }
-  :: d_step { ON(7) && !(NO_DISCARD_OF_TAKEN) -> assert(no_discard_of_taken) }
-  :: d_step { ON(8) && !(RELEASED_WHEN_RAN) -> assert(released_when_ran) }
-  :: timeout -> d_step {
-       if :: ON(9) && !(ONE_RUNS_IN_THE_END) -> assert(one_runs_in_the_end) :: else fi;
-       if :: ON(10) && !(COMMITTED_SURVIVES) -> assert(committed_survives) :: else fi;
-       if :: ON(11) && !(SETTLED_IN_THE_END) -> assert(settled_in_the_end) :: else fi;
-       if :: ON(12) && !(NOTHING_LEFT_HALFWAY) -> assert(nothing_left_halfway) :: else fi };
-     break
-  od
+S_COMMIT:
+        /* COMMIT only when every device of the destination has its state. */
+        if
+        :: atomic { !all_loaded -> BROKEN(no_commit_before_loaded) }
+        :: atomic { all_loaded -> skip }
+        fi;
+#ifdef MUTANT_TELL_BEFORE_RECORD
+        say(to_d, commit);
+        record(sj, COMMITTED, go_back);
+#else
+#ifdef MUTANT_RUN_BEFORE_BACK
+        record(sj, COMMITTED, go_back);
+#else
+        record(sj, COMMITTED, unsure);
+#endif
+        say(to_d, commit);
+#endif
+        if
+        :: atomic { to_s?heard ->
+               if
+               :: heard == running -> goto S_RELEASED
+               :: heard == discarded -> goto S_TAKEN_BACK
+               :: heard == failed -> goto doubt
+               :: heard == loaded -> goto comeback
+               fi }
+        :: atomic { !open && empty(to_s) ->
+#ifdef MUTANT_SOURCE_BACK_AFTER_COMMIT
+               goto go_back
+#else
+               goto comeback
+#endif
+               }
+        fi;
+
+        /* COMMITTED: only the destination knows. */
+comeback:
+        atomic { open = false; clear(to_s) };
+        if
+        :: atomic { FOUND_RUNNING -> hang_up() }
+           ask(discard);
+           atomic {
+               hang_up();
+               if
+               :: heard == discarded -> goto S_TAKEN_BACK
+               :: else -> goto doubt
+               fi }
+        :: atomic { !FOUND_RUNNING -> hang_up() }
+           ask(run_);
+           atomic {
+               if  /* the connection stays open, for goodbye */
+               :: heard == discarded -> hang_up(); goto S_TAKEN_BACK
+               :: heard == running -> goto S_RELEASED
+               :: else -> hang_up(); goto doubt
+               fi }
+        fi;
+
+        /* The destination runs.  It may forget the session once it has heard goodbye, so the record comes first. */
+S_RELEASED:
+#ifdef MUTANT_GOODBYE_BEFORE_RELEASED
+        atomic { if :: asking -> thanks = true :: else fi };
+        say(to_d, goodbye);
+        record(sj, RELEASED, release);
+#else
+        record(sj, RELEASED, release);
+        atomic { if :: asking -> thanks = true :: else fi };
+        say(to_d, goodbye);
+#endif
+release:
+        atomic { hang_up() };
+        if
+        :: atomic { !s_lost -> skip }
+           bring(sdev, Stop)
+        :: atomic { s_lost -> skip }
+        fi;
+        goto done;
+
+        /* The destination has promised never to run. */
+S_TAKEN_BACK:
+        record(sj, TAKEN_BACK, resume);
+resume:
+        atomic { open = false; clear(to_s) };
+        if
+        :: atomic { s_lost -> skip }
+        :: atomic { !s_lost -> skip }
+           back_to_running()
+        fi;
+        goto done;
+
+        /* COMMITTED could not be recorded, and may be there all the same: then a process after this one would
+         * have the destination run.  So the devices stay stopped until that cannot be. */
+unsure:
+        say(to_d, failed);
+        atomic { open = false; clear(to_s); hang_up() };
+        record(sj, BACK, unsure_still);
+        goto run_here;
+unsure_still:
+        ask(discard);
+        atomic {
+            hang_up();
+            if
+            :: heard == discarded -> goto run_here
+            :: else -> goto doubt
+            fi };
+
+        /* COMMIT was never said. */
+go_back:
+        say(to_d, failed);
+        atomic { open = false; clear(to_s) };
+run_here:
+        if
+        :: atomic { s_lost -> skip }
+        :: atomic { !s_lost -> skip }
+           back_to_running()
+        fi;
+S_BACK:
+        if
+        :: atomic { sj != BACK -> skip }
+           record(sj, BACK, tell_discard)
+        :: atomic { sj == BACK -> skip }
+        fi;
+tell_discard:
+        atomic { hang_up() };
+        ask(discard);
+        atomic {
+            hang_up();
+            if
+            :: heard == running && !s_lost -> BROKEN(nobody_runs_who_was_discarded)
+            :: else
+            fi };
+        if
+        :: atomic { heard == failed -> goto doubt }
+        :: atomic { heard != failed -> goto done }
+        fi;
+
+        /* What has not ended is run again by somebody; after "failed", when the destination was started again. */
+doubt:
+        s_doubt = true;
+end_in_doubt:
+        atomic { news -> s_doubt = false; goto begin };
+
+done:
+        atomic {
+            if
+            :: sj == BEGUN || sj == COMMITTED -> goto begin
+            :: else
+            fi };
+end_source:
+        false
+    } unless {
+        atomic { !s_up -> heard = none }
+    };
+    atomic { s_up = true; s_doubt = false; goto begin }
+}
+
+/* --------------------------------------------------------------- the destination */
+
+inline lose_destination() {
+    if :: !D_FREE -> d_emptied = true :: else fi;
+    if :: dj == COMMITTED || dj == RUNNING || dj == TOLD || pruned -> d_lost = true :: else fi;
+    ddev[0] = Free; ddev[1] = Free; dvcpu = false
+}
+
+/* A request of `resolve`, of the connection that is open or of one before it. */
+#define REQUEST (asked != none || stale != none)
+
+inline hear(decision) {
+    if
+    :: asked != none -> decision = asked; asked = none; serving = true
+    :: stale != none -> decision = stale; stale = none
+    fi
+}
+
+proctype Destination() {
+    mtype heard, decision;
+    bool live;       /* a session of this process: it answers on the control connection too */
+    mtype known;     /* what this process answers without looking into its journal: it did it itself */
+begin:
+    {
+        live = false; known = none;
+        if
+        :: atomic { dj == BEGUN -> goto D_DISCARDED }
+        :: atomic { dj == COMMITTED && MAY_CARRY_ON(ddev[0]) && MAY_CARRY_ON(ddev[1]) -> goto take_over }
+#ifndef MUTANT_LEFTOVERS
+        :: atomic { dj == DISCARDED -> goto reset }  /* recorded, and perhaps not reset */
+#endif
+        :: else
+        fi;
+
+idle:
+end_idle:
+        do
+        :: atomic { to_d?heard ->
+               if
+               :: heard == offer && dj == NONE && !pruned && D_FREE -> goto D_BEGIN
+               :: heard == offer && !(dj == NONE && !pruned && D_FREE) -> open = false; clear(to_d); to_s!failed
+               :: heard == goodbye && dj == RUNNING -> dj = TOLD
+               :: else
+               fi }
+        :: atomic { thanks ->  /* D_TOLD, on the other connection */
+               thanks = false; if :: dj == RUNNING -> dj = TOLD :: else fi }
+        :: atomic { REQUEST ->  /* judge() */
+               hear(decision);
+               if
+               :: known != none -> tell(known); goto idle
+               :: else
+               fi;
+               if
+               :: dj == NONE -> goto D_DISCARDED  /* presumed abort */
+               :: dj == BEGUN -> goto D_DISCARDED
+               :: dj == LOADED && decision == discard -> goto D_DISCARDED
+               :: dj == LOADED && decision == run_ && HELD -> goto D_COMMITTED
+               :: dj == LOADED && decision == run_ && !HELD -> goto D_DISCARDED
+               :: dj == COMMITTED && decision == run_ && MAY_CARRY_ON(ddev[0]) && MAY_CARRY_ON(ddev[1]) -> goto take_over
+               :: dj == COMMITTED && (decision == discard || !(MAY_CARRY_ON(ddev[0]) && MAY_CARRY_ON(ddev[1]))) ->
+                      tell(failed)
+               :: dj == RUNNING || dj == TOLD -> tell(running)
+               :: dj == DISCARDED -> tell(discarded)
+               fi }
+        od;
+
+D_BEGIN:
+        dj = BEGUN;
+        live = true;
+        cross(ddev, Resuming, give_up);
+        /* The data comes. */
+        if
+        :: atomic { to_d?heard ->
+               if :: heard == end :: else -> goto give_up fi }
+        :: atomic { !open && empty(to_d) -> goto give_up }
+        :: atomic { REQUEST -> hear(decision); goto give_up }  /* who was never told LOADED cannot have committed */
+        :: atomic { faults > 0 -> faults--; goto give_up }
+        fi;
+        cross(ddev, Stop, give_up);
+        cross(ddev, Running_p2p, give_up);
+        all_loaded = true;
+
+D_LOADED:
+        record(dj, LOADED, give_up);
+        say(to_s, loaded);
+
+        /* Only the source's word counts. */
+        if
+        :: atomic { to_d?heard ->
+               if
+               :: heard == commit -> goto D_COMMITTED
+               :: else -> goto D_DISCARDED
+               fi }
+        :: atomic { REQUEST ->
+               hear(decision);
+               if :: decision == run_ -> goto D_COMMITTED :: decision == discard -> goto D_DISCARDED fi }
+#ifdef MUTANT_DEST_DECIDES_ALONE
+        :: atomic { !open && empty(to_d) -> goto D_COMMITTED }
+#endif
+        fi;
+
+D_COMMITTED:
+#ifdef MUTANT_RUN_BEFORE_COMMITTED
+        bring(ddev, Running);
+#endif
+        record(dj, COMMITTED, unrecorded);
+
+take_over:
+        do
+        :: atomic { ddev[0] != Running && ddev[0] != Free -> ddev[0] = Running; d_ran = true }
+        :: atomic { ddev[1] != Running && ddev[1] != Free -> ddev[1] = Running; d_ran = true }
+        :: atomic { SAYS_RUNNING(ddev[0]) && SAYS_RUNNING(ddev[1]) -> break }
+        :: atomic { faults > 0 -> faults--; goto doubt }
+        od;
+        atomic { dvcpu = true; d_ran = true };
+D_RUNNING:
+        record(dj, RUNNING, runs);
+runs:
+        known = running;
+        if
+        :: atomic { live -> live = false }
+           say(to_s, running)
+        :: atomic { !live -> skip }
+        fi;
+        tell(running);
+        goto idle;
+
+        /* Before LOADED: the source is told at once, and cannot have committed. */
+give_up:
+        say(to_s, failed);
+        goto D_DISCARDED;
+
+        /* COMMITTED could not be recorded, and may be there all the same.  Nothing has run. */
+unrecorded:
+        if
+        :: atomic { live -> skip }
+        :: atomic { !live -> goto doubt }
+        fi;
+
+D_DISCARDED:
+#ifdef MUTANT_DISCARD_NOT_RECORDED
+        goto reset;
+#endif
+#ifdef MUTANT_RESET_BEFORE_RECORD
+        if
+        :: atomic { live -> skip }
+           bring(ddev, Free);
+           record(dj, DISCARDED, say_discarded)
+        :: atomic { !live -> skip }
+           record(dj, DISCARDED, doubt)
+        fi;
+#else
+        record(dj, DISCARDED, doubt);
+#endif
+reset:
+        do
+        :: atomic { !SAYS_RUNNING(ddev[0]) -> ddev[0] = Free }
+        :: atomic { !SAYS_RUNNING(ddev[1]) -> ddev[1] = Free }
+        :: atomic { SAYS_RUNNING(ddev[0]) && SAYS_RUNNING(ddev[1]) -> break }
+        od;
+say_discarded:
+        if
+#ifndef NO_PROMISE
+        :: atomic { (live || serving) && dj != DISCARDED -> BROKEN(a_promise_is_recorded) }
+#endif
+        :: atomic { else -> skip }
+        fi;
+        if
+        :: atomic { live -> live = false; known = discarded }
+           say(to_s, discarded)
+        :: atomic { !live -> skip }
+        fi;
+        atomic { open = false; clear(to_d) };
+        tell(discarded);
+        goto idle;
+
+        /* There is no answer but "failed", until somebody starts it again. */
+doubt:
+        say(to_s, failed);
+        atomic { open = false; clear(to_d) };
+        tell(failed);
+end_in_doubt:
+        do
+        :: atomic { REQUEST -> hear(decision); tell(failed) }
+        :: atomic { thanks -> thanks = false }
+        :: atomic { true ->  /* which ends its process, and devices that do not outlive it */
+               news = true;
+               if :: d_outlives :: else -> lose_destination() fi;
+               goto begin }
+        od
+    } unless {
+        atomic { !d_up -> heard = none; decision = none }
+    };
+    atomic { d_up = true; news = true; goto begin }
+}
+
+/* ------------------------------------------------------ the wire, crashes, and age */
+
+inline keep_or_clear(channel) {
+    if :: skip :: clear(channel) fi
+}
+
+inline drop_request() {
+    if
+    :: asked != none -> if :: stale = asked :: skip fi
+    :: else
+    fi;
+    if :: answer != none -> if :: skip :: answer = none fi :: else fi;
+    if :: thanks -> if :: skip :: thanks = false fi :: else fi;
+    asked = none; asking = false; serving = false
+}
+
+inline lose_source() {
+    if :: sj != RELEASED -> s_lost = true :: else fi;
+    if :: sj == NONE || sj == BEGUN || sj == BACK || sj == TAKEN_BACK -> s_lost_early = true :: else fi;
+    sdev[0] = Free; sdev[1] = Free; svcpu = false
+}
+
+inline crash_source() {
+    s_up = false; open = false; clear(to_s); keep_or_clear(to_d);
+    drop_request(); answer = none
+}
+
+inline crash_destination() {
+    d_up = false; open = false; clear(to_d); keep_or_clear(to_s);
+    drop_request(); stale = none; thanks = false
+}
+
+proctype Weather() {
+    do
+    :: atomic { breaks > 0 && open -> breaks--; open = false; keep_or_clear(to_d); keep_or_clear(to_s) }
+    :: atomic { breaks > 0 && asking -> breaks--; drop_request() }
+    :: atomic { crashes > 0 && s_up -> crashes--; crash_source();
+           if :: s_outlives :: else -> lose_source() fi }
+    :: atomic { crashes > 0 && d_up -> crashes--; crash_destination();
+           if :: d_outlives :: else -> lose_destination() fi }
+    :: atomic { hosts > 0 && s_up && s_outlives -> hosts--; crash_source(); lose_source() }
+    :: atomic { hosts > 0 && d_up && d_outlives -> hosts--; crash_destination(); lose_destination() }
+    :: atomic { dj == TOLD && stale == none -> dj = NONE; pruned = true }
+    :: break
+    od
+}
+
+/* ------------------------------------------------------------------ the properties */
+
+/* At all times. */
+proctype Always() {
+end_always:
+    if
+    /* Never do both sides run: neither the processors nor a device of one, while any of the other does. */
+    :: atomic { S_RUNS && D_RUNS -> BROKEN(never_two_running) }
+    /* Nor one after the other, from the same moment: the guest would go back in time. */
+    :: atomic { s_again && d_ran -> BROKEN(never_twice_from_one_moment) }
+    /* No device of the destination runs before COMMITTED is on its disk. */
+    :: atomic { D_RUNS && !(dj == COMMITTED || dj == RUNNING || dj == TOLD || pruned) -> BROKEN(none_runs_before_committed) }
+    /* No device stands still while its neighbour may still start DMA to it. */
+    :: atomic { (HALTED(sdev[0]) && CAN_DMA(sdev[1])) || (HALTED(sdev[1]) && CAN_DMA(sdev[0])) ||
+                (HALTED(ddev[0]) && CAN_DMA(ddev[1])) || (HALTED(ddev[1]) && CAN_DMA(ddev[0])) -> BROKEN(p2p_barrier) }
+    fi
+}
+
+/* When nothing can happen any more: both sides are back, the wire holds. */
+proctype Finally() {
+    timeout;
+    if
+    :: atomic { !s_lost && !d_lost && S_WHOLE + D_WHOLE != 1 -> BROKEN(one_runs_in_the_end) }
+    :: atomic { d_lost && S_RUNS -> BROKEN(one_runs_in_the_end) }
+    :: atomic { !d_lost && (SAVING(sdev[0]) || SAVING(sdev[1]) || SAVING(ddev[0]) || SAVING(ddev[1])) -> BROKEN(none_saves_in_the_end) }
+    :: atomic { !d_lost && !D_WHOLE && !D_FREE -> BROKEN(runs_or_is_free) }
+    :: atomic { !d_lost && !(s_lost && s_outlives) && (sj == BEGUN || sj == COMMITTED || dj == BEGUN || dj == LOADED || (dj == COMMITTED && !D_WHOLE)) -> BROKEN(journals_have_ended) }
+    :: atomic { s_lost && !s_lost_early && !s_outlives && !d_emptied && unwritten == UNWRITTEN && !D_WHOLE -> BROKEN(committed_is_not_lost) }
+    :: else
+    fi
+}
+
+init {
+    atomic {
+        sdev[0] = Running; sdev[1] = Running; ddev[0] = Free; ddev[1] = Free;
+        if :: s_outlives = true :: s_outlives = false fi;
+        if :: d_outlives = true :: d_outlives = false fi;
+        run Source(); run Destination(); run Weather(); run Always(); run Finally()
+    }
 }

@@ -5,6 +5,8 @@ from pthread cimport pthread_cond_t, pthread_mutex_t
 from vfioflow._buffers cimport Pool
 from vfioflow._fdio cimport Cancel, port_t
 from vfioflow._frame cimport frame_t
+from vfioflow._mac cimport Mac, mac_t
+from vfioflow._window cimport window_t
 
 cdef enum:
     A_MOMENT = 100 * 1000 * 1000    # nanoseconds
@@ -17,6 +19,7 @@ cdef enum where_t:
     AT_DIGEST
     AT_ZSTD
     AT_MEMORY
+    AT_TAG
 
 ctypedef struct fault_t:
     where_t where
@@ -31,6 +34,8 @@ ctypedef struct channel_t:
     pthread_cond_t turn
     uint64_t wire_bytes         # sent
     uint64_t pad_bytes          # received; one receiver per channel writes it
+    window_t window
+    mac_t *mac                  # of the frames; NULL: they have no tags
 
 
 cdef class Limiter:
@@ -44,6 +49,9 @@ cdef class Channel:
     cdef channel_t c
     cdef object socket
     cdef bint owned
+    cdef bint opened            # the window
+    cdef Mac mac
+    cdef int signal_fd          # its own; -1: none
 
 
 cdef int64_t now_ns() noexcept nogil
@@ -63,5 +71,8 @@ cdef bint try_enter(channel_t *channel) noexcept nogil
 cdef void leave(channel_t *channel) noexcept nogil
 cdef size_t unsent(const channel_t *channel) noexcept nogil
 cdef bint writable(const channel_t *channel) noexcept nogil
-cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload) noexcept nogil
+# What a frame takes there: header, payload, and tag if there is one
+cdef size_t frame_size(const channel_t *channel, const frame_t *frame) noexcept nogil
+cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload,
+                    Cancel cancel) noexcept nogil
 cdef int send_pages_frame(channel_t *channel, const frame_t *frame, int fd, bint is_pipe) noexcept nogil

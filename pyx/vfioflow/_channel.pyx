@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
-from posix.unistd cimport close
+from posix.unistd cimport close, dup
 
 from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EINTR, ENODATA, ETIMEDOUT, errno
 from pipes cimport SIOCOUTQNSD, ioctl, sendfile
@@ -35,7 +35,20 @@ from sockets cimport (
 )
 
 from vfioflow._fdio cimport fd_splice, wait_fd
-from vfioflow._frame cimport HEADER_SIZE, KIND_PAD, encode
+from vfioflow._status cimport check
+from vfioflow._frame cimport HEADER_SIZE, KIND_CLOSE, KIND_PAD, encode
+from vfioflow._mac cimport TAG_SIZE, mac_tag
+from vfioflow._window cimport (
+    window_close,
+    window_flush,
+    window_give_up,
+    window_look,
+    window_open,
+    window_park,
+    window_resume,
+    window_send,
+    window_unpark,
+)
 
 import os
 
@@ -80,6 +93,8 @@ cdef object raise_fault(fault_t *fault, object name, object action):
         raise IntegrityError(f"{at}: a compressed frame does not unpack")
     if fault.where == AT_MEMORY:
         raise MemoryError(f"{at}: no buffer")
+    if fault.where == AT_TAG:
+        raise IntegrityError("a data frame was changed on the way: its tag is wrong")
     if fault.where == AT_FRAME:
         if fault.status == -EBADMSG:
             raise IntegrityError("a data frame is damaged: its header does not check")
@@ -116,7 +131,7 @@ cdef void wait_a_little(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t ns)
 
 
 cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil:
-    """0 when filled, 1 when the peer closed before the first byte, or -errno."""
+    """0 when filled, or -errno; the end of the connection is one."""
     cdef size_t have = 0
     cdef ssize_t n
     while have < size:
@@ -124,7 +139,7 @@ cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil:
         if n > 0:
             have += n
         elif n == 0:
-            return 1 if have == 0 else -ECONNRESET
+            return -ECONNRESET
         elif errno != EINTR:
             return -errno
     return 0
@@ -150,9 +165,8 @@ cdef bint await_bytes(int fd, size_t size) noexcept nogil:
 
 
 cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil:
-    """As recv_all, with as few wake-ups as possible; the end of the connection is an error."""
+    """As recv_all, with as few wake-ups as possible."""
     cdef ssize_t n
-    cdef int status
     while size >= ONE_WAKE_UP:
         n = recv(fd, buffer, size, MSG_DONTWAIT)
         if n > 0:
@@ -164,8 +178,7 @@ cdef int recv_payload(int fd, void *buffer, size_t size) noexcept nogil:
             await_bytes(fd, size)
         elif errno != EINTR:
             return -errno
-    status = recv_all(fd, buffer, size)
-    return -ECONNRESET if status == 1 else status
+    return recv_all(fd, buffer, size)
 
 
 cdef int enter(channel_t *channel, Cancel cancel) noexcept nogil:
@@ -212,35 +225,60 @@ cdef bint writable(const channel_t *channel) noexcept nogil:
     return poll(&about, 1, 0) == 1
 
 
-cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload) noexcept nogil:
+cdef size_t frame_size(const channel_t *channel, const frame_t *frame) noexcept nogil:
+    return HEADER_SIZE + <size_t> frame.length + (TAG_SIZE if channel.mac != NULL else 0)
+
+
+cdef int send_frame(channel_t *channel, const frame_t *frame, const void *payload,
+                    Cancel cancel) noexcept nogil:
     """Send a frame whole; the caller has entered the channel.  0 or -errno."""
     cdef uint8_t header[HEADER_SIZE]
-    cdef iovec parts[2]
-    cdef msghdr message
-    cdef size_t left = HEADER_SIZE + <size_t> frame.length
-    cdef size_t from_header
-    cdef ssize_t n
+    cdef uint8_t tag[TAG_SIZE]
+    cdef iovec parts[3]
+    cdef size_t tag_size = 0
+    cdef int status = 0
     encode(frame, header)
-    memset(&message, 0, sizeof(message))
+    if channel.mac != NULL:
+        tag_size = TAG_SIZE
+        status = mac_tag(channel.mac, header, HEADER_SIZE, payload, frame.length, tag)
+        channel.mac.number += 1
     parts[0].iov_base = header
     parts[0].iov_len = HEADER_SIZE
     parts[1].iov_base = <void *> payload
     parts[1].iov_len = frame.length
-    message.msg_iov = parts
-    message.msg_iovlen = 2
-    while left > 0:
-        n = sendmsg(channel.fd, &message, MSG_NOSIGNAL)
+    parts[2].iov_base = tag
+    parts[2].iov_len = tag_size
+    if status == 0 and channel.window.size > 0:
+        status = window_send(&channel.window, &channel.fd, parts, 3, cancel)
+    elif status == 0:
+        status = send_parts(channel.fd, parts, 3)
+    if status == 0:
+        channel.wire_bytes += frame_size(channel, frame)
+    return status
+
+
+cdef int send_parts(int fd, iovec *parts, int count) noexcept nogil:
+    """Send all of them, which are used up.  0 or -errno."""
+    cdef msghdr message
+    cdef size_t part
+    cdef ssize_t n
+    memset(&message, 0, sizeof(message))
+    while count > 0:
+        message.msg_iov = parts
+        message.msg_iovlen = count
+        n = sendmsg(fd, &message, MSG_NOSIGNAL)
         if n < 0:
             if errno == EINTR:
                 continue
             return -errno
-        left -= n
-        from_header = min(<size_t> n, parts[0].iov_len)
-        parts[0].iov_base = <char *> parts[0].iov_base + from_header
-        parts[0].iov_len -= from_header
-        parts[1].iov_base = <char *> parts[1].iov_base + (n - from_header)
-        parts[1].iov_len -= n - from_header
-    channel.wire_bytes += HEADER_SIZE + <size_t> frame.length
+        while count > 0 and (n > 0 or parts.iov_len == 0):
+            part = min(<size_t> n, parts.iov_len)
+            parts.iov_base = <char *> parts.iov_base + part
+            parts.iov_len -= part
+            n -= part
+            if parts.iov_len == 0:
+                parts += 1
+                count -= 1
     return 0
 
 
@@ -267,7 +305,7 @@ cdef int send_pages_frame(channel_t *channel, const frame_t *frame, int fd, bint
             return <int> n
         elif errno != EINTR:
             return -errno
-    channel.wire_bytes += HEADER_SIZE + <size_t> frame.length
+    channel.wire_bytes += frame_size(channel, frame)
     return 0
 
 
@@ -312,10 +350,26 @@ cdef class Channel:
     """One connection for data frames.  Takes a connected stream socket and keeps it blocking.
 
     A frame goes out whole: lanes that share a channel wait for each other.  Shutting the socket
-    down ends every pump that uses it.
+    down ends every pump that uses it, unless there is a window: then they wait for another connection.
+
+    Args:
+        socket: the connection.
+        window: bytes to keep until the receiver has dealt with them, at least two frames; 0: none.
+        sender: whether this end sends.
+        signal_fd: an eventfd, written when the connection breaks; -1: none.
+        key: of the tags of its frames, 32 bytes; empty: none.
     """
 
-    def __cinit__(self, socket):
+    def __cinit__(self, socket, size_t window=0, *, bint sender=False, int signal_fd=-1, bytes key=b""):
+        self.signal_fd = -1
+        if key:
+            self.mac = Mac(key)
+            self.c.mac = &self.mac.c
+        if signal_fd >= 0:
+            self.signal_fd = check(dup(signal_fd))      # a pump that is stuck may outlive the session
+        if window_open(&self.c.window, window, sender, self.signal_fd) < 0:
+            raise MemoryError(f"no memory for a window of {window} bytes")
+        self.opened = 1
         pthread_mutex_init(&self.c.lock, NULL)
         pthread_cond_init(&self.c.turn, NULL)
         socket.setblocking(True)
@@ -323,10 +377,14 @@ cdef class Channel:
         self.c.fd = socket.fileno()
 
     def __dealloc__(self):
+        if self.signal_fd >= 0:
+            close(self.signal_fd)
         if self.owned:
             close(self.c.fd)
-        pthread_cond_destroy(&self.c.turn)
-        pthread_mutex_destroy(&self.c.lock)
+        if self.opened:
+            window_close(&self.c.window)
+            pthread_cond_destroy(&self.c.turn)
+            pthread_mutex_destroy(&self.c.lock)
 
     def keep(self):
         """Take the descriptor from the socket: it is closed when the last pump is done with it."""
@@ -343,6 +401,76 @@ cdef class Channel:
     def pad_bytes(self):
         """Pad bytes received on this connection."""
         return self.c.pad_bytes
+
+    @property
+    def broken(self):
+        """Whether the connection is broken, and the pumps wait for another."""
+        return self.c.window.broken != 0
+
+    def look(self):
+        """Notice a connection that broke while no pump used it; whether it is broken.  For a sender."""
+        return window_look(&self.c.window, self.c.fd)
+
+    def resume(self, socket, uint64_t heard, Cancel cancel not None):
+        """Go on sending over ``socket``, whose receiver has dealt with ``heard`` bytes.
+
+        Blocking: what was lost is sent again.  The old socket, which must be shut down, is not used any more.
+
+        Raises:
+            ProtocolError: the receiver cannot have come that far.
+            PeerLost: given up meanwhile.
+        """
+        cdef int status
+        cdef int fd = socket.fileno()
+        cdef fault_t fault
+        socket.setblocking(True)
+        with nogil:
+            status = window_resume(&self.c.window, &self.c.fd, fd, heard)
+        if status < 0:
+            raise ProtocolError(f"the peer says that it took {heard} bytes of a channel, which cannot be")
+        self.socket = socket
+        with nogil:
+            status = window_flush(&self.c.window, &self.c.fd, cancel)
+        if status < 0 and not cancel.flag:
+            fail(&fault, AT_WIRE, status, -1, 0)
+            raise_fault(&fault, "", "")
+
+    def park(self, Cancel cancel not None):
+        """Wait until the receiving pump is done with the old socket, which must be shut down.
+
+        Blocking.  Returns how many bytes it has dealt with, or None when there is nothing to wait for.
+        """
+        cdef uint64_t heard
+        cdef int status
+        with nogil:
+            status = window_park(&self.c.window, cancel, &heard)
+        return heard if status == 0 else None
+
+    def unpark(self, socket):
+        """Let the receiving pump go on over ``socket``."""
+        socket.setblocking(True)
+        window_unpark(&self.c.window, &self.c.fd, socket.fileno())
+        self.socket = socket
+
+    def give_up(self):
+        """Let the pumps fail that wait for another connection."""
+        window_give_up(&self.c.window)
+
+    def finish(self, Cancel cancel not None):
+        """Say that nothing more comes on this channel.  Raises PeerLost."""
+        cdef frame_t frame
+        cdef fault_t fault
+        cdef int status
+        memset(&frame, 0, sizeof(frame))
+        frame.kind = KIND_CLOSE
+        with nogil:
+            status = enter(&self.c, cancel)
+            if status == 0:
+                status = send_frame(&self.c, &frame, NULL, cancel)
+                leave(&self.c)
+        if status < 0 and not cancel.flag:
+            fail(&fault, AT_WIRE, status, -1, 0)
+            raise_fault(&fault, "", "")
 
     def pad(self, size_t size, Pool pool not None, Limiter limiter not None, Cancel cancel not None):
         """Send ``size`` bytes that the receiver throws away, to measure the wire.
@@ -365,7 +493,7 @@ cdef class Channel:
                 frame.length = <uint32_t> min(size, pool.size)
                 status = limiter.take(frame.length, cancel.fd)
                 if status == 0:
-                    status = send_frame(&self.c, &frame, buffer)
+                    status = send_frame(&self.c, &frame, buffer, cancel)
                 size -= frame.length
             if status != -ECANCELED:
                 leave(&self.c)

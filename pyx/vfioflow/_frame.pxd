@@ -13,7 +13,8 @@ cdef enum kind_t:
     KIND_MARK = 4               # no payload: the initial bytes end at this offset
     KIND_END = 5                # no payload: the stream ends at this offset
     KIND_PAD = 6                # payload to be thrown away (measures the wire)
-    KIND_LAST = 6
+    KIND_CLOSE = 7              # no payload: nothing more comes on this channel
+    KIND_LAST = 7
 
 ctypedef struct frame_t:
     uint8_t kind

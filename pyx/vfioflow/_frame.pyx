@@ -66,7 +66,7 @@ cdef int decode(const uint8_t *wire, frame_t *frame, uint32_t chunk_size, uint32
         return 0 if frame.length > 0 and frame.raw_length > 0 else -EPROTO
     if frame.kind == KIND_ZERO:
         return 0 if frame.length == 0 and frame.raw_length > 0 else -EPROTO
-    if frame.kind == KIND_MARK or frame.kind == KIND_END:
+    if frame.kind == KIND_MARK or frame.kind == KIND_END or frame.kind == KIND_CLOSE:
         return 0 if frame.length == 0 and frame.raw_length == 0 else -EPROTO
     if frame.kind == KIND_PAD:
         return 0 if frame.raw_length == 0 else -EPROTO

@@ -25,6 +25,8 @@ ctypedef struct in_lane_t:
 ctypedef struct wire_t:
     int fd
     int pipe[2]                 # its own, for splice; -1: none yet
+    size_t size                 # what the frame takes on the wire
+    int broken                  # -errno: it failed or ended before a frame was whole
 
 
 cdef class InLane:
@@ -42,6 +44,8 @@ cdef class Receiver:
     cdef int signal_fd
     cdef bint digests
     cdef int run(self, channel_t *channel, Decompressor decompressor, fault_t *fault) noexcept nogil
+    cdef int take(self, channel_t *channel, frame_t *frame, uint8_t *arrived, uint8_t *unpacked, wire_t *wire,
+                  Decompressor decompressor, fault_t *fault) noexcept nogil
     cdef bint may_splice(self, const frame_t *frame, wire_t *wire) noexcept nogil
     cdef int deliver(self, const frame_t *frame, const void *data, const wire_t *wire,
                      fault_t *fault) noexcept nogil

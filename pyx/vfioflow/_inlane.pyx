@@ -28,10 +28,12 @@ from vfioflow._channel cimport (
     AT_DIGEST,
     AT_FRAME,
     AT_MEMORY,
+    AT_TAG,
     AT_WIRE,
     AT_ZSTD,
     await_bytes,
     fail,
+    frame_size,
     now_ns,
     raise_fault,
     recv_all,
@@ -42,7 +44,9 @@ from vfioflow._channel cimport (
 from vfioflow._fdio cimport ONLY_PAGES_IN, PAGES_IN, fd_splice
 from vfioflow._frame cimport (
     HEADER_SIZE,
+    KIND_CLOSE,
     KIND_END,
+    KIND_INVALID,
     KIND_MARK,
     KIND_PAD,
     KIND_RAW,
@@ -52,6 +56,8 @@ from vfioflow._frame cimport (
     decode,
     digest,
 )
+from vfioflow._mac cimport TAG_SIZE, mac_fits
+from vfioflow._window cimport window_await, window_dealt_with, window_done
 
 CHUNK_LIMIT = MAX_CHUNK
 
@@ -166,60 +172,79 @@ cdef class Receiver:
         return not self.cancel.flag
 
     cdef int run(self, channel_t *channel, Decompressor decompressor, fault_t *fault) noexcept nogil:
-        cdef uint8_t header[HEADER_SIZE]
         cdef frame_t frame
         cdef uint8_t *arrived = <uint8_t *> self.pool.take()
         cdef uint8_t *unpacked = <uint8_t *> self.pool.take()
-        cdef const uint8_t *data
         cdef wire_t wire
-        cdef int fd = channel.fd
         cdef int status = 0
-        wire.fd = fd
         wire.pipe[0] = wire.pipe[1] = -1
+        memset(&frame, 0, sizeof(frame))
         if arrived == NULL or unpacked == NULL:
             status = fail(fault, AT_MEMORY, -ENOMEM, -1, 0)
-        while status == 0 and not self.cancel.flag:
-            status = recv_all(fd, header, HEADER_SIZE)
-            if status == 1:
-                break
-            if status < 0:
-                fail(fault, AT_WIRE, status, -1, 0)
-                break
-            status = decode(header, &frame, self.pool.size, self.pool.size)
-            if status < 0:
-                fail(fault, AT_FRAME, status, -1, 0)
-                break
-            if self.may_splice(&frame, &wire):
-                status = self.deliver(&frame, NULL, &wire, fault)
-                continue
-            if frame.length > 0:
-                status = recv_payload(fd, arrived, frame.length)
-                if status != 0:
-                    status = fail(fault, AT_WIRE, status, -1, 0)
-                    break
-            if frame.kind == KIND_PAD:
-                channel.pad_bytes += frame.length
-                eventfd_write(self.signal_fd, 1)
-                continue
-            if frame.lane >= self.lane_count:
-                status = fail(fault, AT_FRAME, -EPROTO, -1, 0)
-                break
-            data = arrived
-            if frame.kind == KIND_ZSTD:
-                data = unpacked
-                if decompressor.decompress(unpacked, frame.raw_length, arrived, frame.length) < 0:
-                    status = fail(fault, AT_ZSTD, -EBADMSG, frame.lane, frame.offset)
-                    break
-            elif frame.kind == KIND_ZERO:
-                data = unpacked
-                memset(unpacked, 0, frame.raw_length)
-            status = self.deliver(&frame, data, &wire, fault)
+        while status == 0 and frame.kind != KIND_CLOSE and not self.cancel.flag:
+            wire.fd = channel.fd
+            wire.broken = 0
+            status = self.take(channel, &frame, arrived, unpacked, &wire, decompressor, fault)
+            if wire.broken != 0:
+                # The frame was not dealt with: it comes again, whole, on the next connection.
+                frame.kind = KIND_INVALID
+                status = window_await(&channel.window, self.cancel)
+                if status < 0:
+                    status = fail(fault, AT_WIRE, wire.broken, -1, 0)
+            elif status == 0:
+                if channel.mac != NULL:
+                    channel.mac.number += 1
+                window_dealt_with(&channel.window, wire.fd, wire.size, frame.kind == KIND_CLOSE)
+        window_done(&channel.window)
         if wire.pipe[0] >= 0:
             close(wire.pipe[0])
             close(wire.pipe[1])
         self.pool.give(unpacked)
         self.pool.give(arrived)
         return status
+
+    cdef int take(self, channel_t *channel, frame_t *frame, uint8_t *arrived, uint8_t *unpacked, wire_t *wire,
+                  Decompressor decompressor, fault_t *fault) noexcept nogil:
+        """Take the next frame from the wire, and deal with it.  0 or -errno; wire.broken: it is not whole."""
+        cdef uint8_t header[HEADER_SIZE]
+        cdef uint8_t tag[TAG_SIZE]
+        cdef const uint8_t *data = arrived
+        cdef int status
+        wire.broken = recv_all(wire.fd, header, HEADER_SIZE)
+        if wire.broken != 0:
+            return 0
+        status = decode(header, frame, self.pool.size, self.pool.size)
+        if status < 0:
+            return fail(fault, AT_FRAME, status, -1, 0)
+        wire.size = frame_size(channel, frame)
+        if channel.mac == NULL and self.may_splice(frame, wire):
+            return self.deliver(frame, NULL, wire, fault)
+        if frame.length > 0:
+            wire.broken = recv_payload(wire.fd, arrived, frame.length)
+            if wire.broken != 0:
+                return 0
+        if channel.mac != NULL:
+            wire.broken = recv_all(wire.fd, tag, TAG_SIZE)
+            if wire.broken != 0:
+                return 0
+            if not mac_fits(channel.mac, header, HEADER_SIZE, arrived, frame.length, tag):
+                return fail(fault, AT_TAG, -EBADMSG, -1, 0)
+        if frame.kind == KIND_CLOSE:
+            return 0
+        if frame.kind == KIND_PAD:
+            channel.pad_bytes += frame.length
+            eventfd_write(self.signal_fd, 1)
+            return 0
+        if frame.lane >= self.lane_count:
+            return fail(fault, AT_FRAME, -EPROTO, -1, 0)
+        if frame.kind == KIND_ZSTD:
+            data = unpacked
+            if decompressor.decompress(unpacked, frame.raw_length, arrived, frame.length) < 0:
+                return fail(fault, AT_ZSTD, -EBADMSG, frame.lane, frame.offset)
+        elif frame.kind == KIND_ZERO:
+            data = unpacked
+            memset(unpacked, 0, frame.raw_length)
+        return self.deliver(frame, data, wire, fault)
 
     cdef bint may_splice(self, const frame_t *frame, wire_t *wire) noexcept nogil:
         """Whether a frame's bytes can go to the device unseen, by way of a pipe of this thread's own."""
@@ -277,7 +302,7 @@ cdef class Receiver:
                 lane.write_ns += now_ns() - before
         pthread_mutex_lock(&lane.lock)
         lane.offset += done
-        lane.wire_bytes += HEADER_SIZE + <uint64_t> frame.length
+        lane.wire_bytes += wire.size
         lane.frames += 1
         if status == 0 and frame.kind == KIND_MARK:
             lane.marks += 1

@@ -20,6 +20,7 @@ from vfioflow._channel cimport (
     AT_WIRE,
     enter,
     fail,
+    frame_size,
     leave,
     now_ns,
     thread_ns,
@@ -241,7 +242,8 @@ cdef class OutLane:
 
     cdef bint may_send_pages(self, const port_t *port) noexcept nogil:
         """Whether bytes can go from the port to the wire unseen, and that is faster."""
-        if not self.splice or self.digests:
+        cdef const channel_t *channel = self.channels[0]
+        if not self.splice or self.digests or channel.window.size > 0 or channel.mac != NULL:
             return False
         if not port.pages & PAGES_OUT and not (self.crowded and port.pages & PIPE_OUT):
             return False
@@ -477,12 +479,12 @@ cdef class OutLane:
         if payload == NULL and frame.length > 0:
             status = send_pages_frame(channel, frame, self.pages_fd, self.from_pipe)
         else:
-            status = send_frame(channel, frame, payload)
+            status = send_frame(channel, frame, payload, self.cancel)
         self.held = channel
         self.turn_left -= frame.length
         if (self.turn_left <= 0 or self.last_read_ns > QUICK_NS or self.channel_count > 1
                 or self.job_count > 0):
             self.let_go()
         self.frames += 1
-        self.wire_bytes += HEADER_SIZE + <uint64_t> frame.length
+        self.wire_bytes += frame_size(channel, frame)
         return status

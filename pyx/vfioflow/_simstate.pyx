@@ -393,7 +393,7 @@ def block_bytes(Tile tile not None, unsigned long long size, uint32_t index, uin
     return bytes(out)
 
 
-def block_digest(const unsigned char[::1] data, uint32_t index, uint32_t version):
+def block_digest(const unsigned char[::1] data, uint64_t index, uint64_t version):
     """The device's own 64-bit digest of a block; releases the GIL."""
     cdef uint64_t value
     cdef const uint8_t *start = &data[0] if data.shape[0] else NULL

@@ -4,20 +4,25 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 
 
 class Command:
-    """A running vfioflow; its output is read line by line, so that a test waits for words."""
+    """A running vfioflow; its output is read line by line, so that a test waits for words.
+
+    It has a journal of its own, unless it is told which.
+    """
 
     def __init__(self, *args, prefix=()):
+        self.state = tempfile.TemporaryDirectory(prefix="vfioflow-test-")
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "vfioflow", *map(str, args)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "COLUMNS": "80"},
+            env={**os.environ, "COLUMNS": "80", "XDG_STATE_HOME": self.state.name},
         )
         self.log = ""
 
@@ -53,3 +58,4 @@ def running(*args, prefix=()):
         command.process.wait()
         command.process.stdout.close()
         command.process.stderr.close()
+        command.state.cleanup()

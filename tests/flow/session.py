@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from vfioflow import Hooks, Policy, Report, SimDevice, State, listen
+from vfioflow import Hooks, Policy, Report, Security, SimDevice, State, listen
 from vfioflow.devices.sim import ledger
 from vfioflow.events import BarrierPassed, Event, StateChanged
 from vfioflow.source import Source
@@ -57,6 +57,8 @@ async def run(
     cancel_side: str = "source",
     hooks: Hooks | None = None,
     source_hooks: Hooks | None = None,
+    security: Security | None = None,
+    source_security: Security | None = None,
 ) -> Outcome:
     """Migrate ``source`` onto ``destination``.  ``through`` puts something between (an address
     for an address); ``cancel`` cancels one side at an event of either."""
@@ -90,13 +92,19 @@ async def run(
             policy=policy,
             hooks=hooks,
             observer=observe("destination"),
+            security=security,
         ) as listener,
     ):
         address = listener.address
         if through is not None:
             address = await stack.enter_async_context(through(address))
         sender = Source(
-            source, address, policy=policy, hooks=source_hooks, observer=observe("source")
+            source,
+            address,
+            policy=policy,
+            hooks=source_hooks,
+            observer=observe("source"),
+            security=source_security,
         )
         session: list[object] = []
 

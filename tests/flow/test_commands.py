@@ -1,5 +1,6 @@
 """The commands as real processes: what they print, how they exit, and where the devices are."""
 
+import json
 import os
 import re
 import select
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 from processes import running
 
+from vfioflow import Journal
 from vfioflow.devices.config import load_devices
+from vfioflow.journal import Step
+from vfioflow.wire.opening import Preamble, Role
 
 DEVICES = """
 [[device]]
@@ -274,7 +278,7 @@ def test_garbage_and_then_a_migration(devices):
                 assert "vfioflow: warning: refused a connection from" in there.wait_for("refused")
         # One that begins well, and is gone before it offers anything.
         with socket.create_connection((host, int(port))) as stranger:
-            stranger.sendall(b"VFIOFLOW" + (1).to_bytes(2, "little") + b"\x01" + bytes(21))
+            stranger.sendall(Preamble(Role.CONTROL).pack())
             stranger.shutdown(socket.SHUT_WR)
             there.wait_for("vfioflow: warning: no migration from")
         with sending(devices, there.address, "--downtime-limit=5s") as here:
@@ -321,6 +325,94 @@ def test_a_seed_shifts_every_device(devices):
 
     assert digests(0) == digests(0)
     assert not set(digests(0)) & set(digests(7))
+
+
+# --------------------------------------------------------------------- journal
+
+
+def resolve(journal, *words):
+    with running("resolve", "--journal", journal, *words) as command:
+        return command.end()
+
+
+def test_a_killed_source_is_settled_before_anything_else_is_sent(devices, tmp_path):
+    journal = f"--journal={tmp_path / 'journal'}"
+    with receiving(devices) as there:
+        first = (journal, "--session=b7", "-vv", *SLOW)
+        with sending(devices, there.address, *first) as here:
+            here.wait_for("Decided(iteration=0")
+            here.process.kill()
+        code, out, _ = resolve(tmp_path / "journal", "--json")
+        (known,) = json.loads(out)
+        assert (code, known["session"], known["step"]) == (0, "b7", "BEGUN")
+        with sending(devices, there.address, journal) as here:
+            code, report = here.report()
+        assert (code, states(report)) == (3, RUNNING)
+        assert "vfioflow send --session b7" in here.log
+        with sending(devices, there.address, journal, "--session=b7") as here:
+            code, report = here.report()
+        assert (code, report["session"], states(report)) == (5, "b7", RUNNING)
+        assert "it had not been committed; the devices run here" in here.log
+        assert "nic0 is RUNNING (fresh: its state died with the process that held it)" in here.log
+        assert resolve(tmp_path / "journal", "--json")[1] == "[]\n"
+
+
+def test_a_journal_that_cannot_be_made(devices, tmp_path):
+    (tmp_path / "file").write_text("")
+    journal = f"--journal={tmp_path / 'file' / 'journal'}"
+    with receiving(devices) as there, sending(devices, there.address, journal) as here:
+        code, report = here.report()
+        assert (code, states(report)) == (8, RUNNING)
+        assert "cannot be opened (Not a directory)" in here.log
+    with running("receive", "--devices", devices, "--listen=tcp://127.0.0.1:0", journal) as there:
+        code, _, log = there.end()
+    assert code == 8
+    assert "Traceback" not in log
+
+
+def test_without_a_journal(devices):
+    with (
+        receiving(devices, "--no-journal") as there,
+        sending(devices, there.address, "--no-journal", "--downtime-limit=5s") as here,
+    ):
+        code, report = here.report()
+        assert (code, "journal" in report["steps_ms"]) == (0, False)
+        assert list(Path(here.state.name).iterdir()) == []
+        there.report()
+        assert list(Path(there.state.name).iterdir()) == []
+
+
+def test_what_cannot_be_resolved(tmp_path):
+    assert resolve(tmp_path, "b7")[0] == 2
+    assert resolve(tmp_path, "../b7")[0] == 2
+    assert resolve(tmp_path, "--run")[0] == 2
+    assert resolve(tmp_path)[:2] == (0, f"{tmp_path}: no session has yet to end\n")
+
+
+def test_a_destination_in_doubt_says_so_and_a_person_decides(devices, tmp_path):
+    journal = Journal(tmp_path / "journal")
+    names = dict.fromkeys(RUNNING, False)
+    with journal.begin("b7", "destination", "tcp://10.0.0.1:9", names) as entry:
+        entry.record(Step.LOADED, states=dict.fromkeys(RUNNING, "RUNNING_P2P"))
+    with running(
+        "receive", "--devices", devices, "--listen=tcp://127.0.0.1:0",
+        "--journal", journal.directory,
+    ) as there:  # fmt: skip
+        there.wait_for("session b7 of tcp://10.0.0.1:9 is LOADED here, and in doubt")
+    run = ("b7", "--run", "--yes", "--devices", devices)
+    code, _, log = resolve(journal.directory, *run)
+    assert code == 2
+    assert "do not hold its state any more: nic0 is RUNNING" in log
+    code, out, _ = resolve(journal.directory, "b7", "--devices", devices)
+    assert code == 0
+    assert "nic0 is RUNNING (fresh" in out
+    code, _, log = resolve(journal.directory, "b7", "--discard")  # nobody says yes
+    assert code == 130
+    assert journal.find("b7", "destination").step is Step.LOADED
+    code, out, _ = resolve(journal.directory, "b7", "--discard", "--yes", "--json")
+    assert code == 0
+    assert json.loads(out)["steps"][-1]["choice"] == "discard"
+    assert journal.find("b7", "destination").choice == "discard"
 
 
 # --------------------------------------------------------- odd surroundings

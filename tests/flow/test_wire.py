@@ -6,7 +6,7 @@ import socket
 import struct
 
 import pytest
-from session import assert_source_runs, migrate, quiet_set, run
+from session import assert_source_runs, assert_went_back, migrate, quiet_set, run
 
 from vfioflow import (
     HandoverInDoubt,
@@ -26,12 +26,14 @@ from vfioflow.events import BarrierPassed
 from vfioflow.wire.opening import Preamble, Role
 
 S = State
+BRIEF = Policy(downtime_limit=2.0, resolve_timeout=0.5)
 
 
 def proxy(cut_after: int, *, flip: list | None = None, cut: list | None = None):
     """A wire that breaks: after so many bytes towards the destination all connections end.
 
-    ``cut`` gets a function that breaks it at once.  When ``flip`` has an entry, one bit flips in
+    ``cut`` gets a function that breaks it at once; nobody is let through again, unless it is called
+    with ``for_good=False``.  When ``flip`` has an entry, one bit flips in
     the middle of the next piece of data, and the entry becomes "done".
     """
 
@@ -40,8 +42,16 @@ def proxy(cut_after: int, *, flip: list | None = None, cut: list | None = None):
         host, port = target.removeprefix("tcp://").rsplit(":", 1)
         passed = 0
         writers = []
+        dead = False
+
+        def cut_now(for_good=True):
+            nonlocal dead
+            dead = for_good
+            for each in writers:
+                each.transport.abort()
+
         if cut is not None:
-            cut.append(lambda: [each.transport.abort() for each in writers])
+            cut.append(cut_now)
 
         async def pump(reader, writer, forward):
             nonlocal passed
@@ -62,6 +72,9 @@ def proxy(cut_after: int, *, flip: list | None = None, cut: list | None = None):
                 writer.write_eof()
 
         async def accept(reader, writer):
+            if dead:
+                writer.transport.abort()
+                return
             far_reader, far_writer = await asyncio.open_connection(host, int(port))
             writers.extend((writer, far_writer))
             await asyncio.gather(pump(reader, far_writer, True), pump(far_reader, writer, False))
@@ -90,7 +103,7 @@ def test_a_cut_wire_leaves_exactly_one_that_runs(devices, part):
     cut = part if isinstance(part, int) else int(total * part)
     source, destination = devices(quiet_set)
     before = {d.name: d.true_digest() for d in source}
-    outcome = migrate(source, destination, through=proxy(cut))
+    outcome = migrate(source, destination, policy=BRIEF, through=proxy(cut))
     assert isinstance(outcome.source_error, PeerError | HandoverInDoubt)
     if isinstance(outcome.source_error, HandoverInDoubt):
         assert {d.state for d in source} == {S.STOP_COPY}
@@ -143,7 +156,7 @@ async def fake_server(answer: bytes, *, close: bool = True):
         (
             Preamble(Role.CONTROL).pack() + struct.pack("<II", 2**31, 0),
             ProtocolError,
-            "control message of 2147483648 bytes",
+            "greeting of 2147483648 bytes",
         ),
         (
             Preamble(Role.CONTROL).pack() + struct.pack("<II", 4, 0) + b"\xff\xff\xff\xff",
@@ -235,7 +248,7 @@ def test_a_wire_cut_before_loaded_is_said_leaves_the_source_running(devices):
         if side == "destination" and isinstance(event, BarrierPassed) and event.name == "ready":
             cut[0]()
 
-    outcome = migrate(source, destination, through=proxy(2**60, cut=cut), watch=watch)
+    outcome = migrate(source, destination, policy=BRIEF, through=proxy(2**60, cut=cut), watch=watch)
     assert isinstance(outcome.source_error, PeerLost)
     assert_source_runs(source, before)
     assert isinstance(outcome.destination_error, HandoverInDoubt)
@@ -252,7 +265,7 @@ def test_a_wire_cut_after_the_commit_leaves_the_source_stopped(devices):
         if side == "destination" and isinstance(event, BarrierPassed) and event.name == "resume":
             cut[0]()
 
-    outcome = migrate(source, destination, through=proxy(2**60, cut=cut), watch=watch)
+    outcome = migrate(source, destination, policy=BRIEF, through=proxy(2**60, cut=cut), watch=watch)
     assert isinstance(outcome.source_error, HandoverInDoubt)
     assert outcome.source.outcome == "in-doubt"
     assert "see whether the destination runs" in str(outcome.source_error)
@@ -261,30 +274,53 @@ def test_a_wire_cut_after_the_commit_leaves_the_source_stopped(devices):
     assert {d.state for d in destination} == {S.RUNNING}
 
 
+def test_a_wire_that_is_back_before_loaded_is_said_tells_the_destination_to_let_go(devices):
+    source, destination = devices(quiet_set)
+    before = {d.name: d.true_digest() for d in source}
+    cut = []
+
+    def watch(side, event):
+        if side == "destination" and isinstance(event, BarrierPassed) and event.name == "ready":
+            cut[0](for_good=False)
+
+    outcome = migrate(source, destination, through=proxy(2**60, cut=cut), watch=watch)
+    assert isinstance(outcome.source_error, PeerLost)
+    assert_went_back(source, destination, before)
+    assert isinstance(outcome.destination_error, RemoteError)
+    assert "gave the session up" in str(outcome.destination_error)
+
+
+def test_a_wire_that_is_back_after_the_commit_completes_it(devices):
+    source, destination = devices(quiet_set)
+    cut = []
+
+    def watch(side, event):
+        if side == "destination" and isinstance(event, BarrierPassed) and event.name == "resume":
+            cut[0](for_good=False)
+
+    outcome = migrate(source, destination, through=proxy(2**60, cut=cut), watch=watch)
+    assert (outcome.source_error, outcome.destination_error) == (None, None)
+    assert (outcome.source.error, outcome.destination.error) == (None, None)
+    assert {d.state for d in source} == {S.STOP}
+    assert {d.state for d in destination} == {S.RUNNING}
+
+
 def test_a_source_that_had_to_wait_does_not_take_that_for_the_wires_round_trip(devices):
-    """A stranger with a valid preamble holds the listener until its greeting is overdue."""
+    """Nobody receives before a stranger's greeting is overdue."""
     source, destination = devices(quiet_set)
 
-    @contextlib.asynccontextmanager
-    async def through(address):
-        host, port = address.removeprefix("tcp://").rsplit(":", 1)
-        _, writer = await asyncio.open_connection(host, int(port))
-        writer.write(Preamble(Role.CONTROL).pack())
-        yield address
-        writer.close()
-
     async def body():
-        async with contextlib.AsyncExitStack() as stack:
-            listener = await stack.enter_async_context(
-                listen("tcp://127.0.0.1:0", destination, policy=Policy(connect_timeout=1.0))
-            )
-            await stack.enter_async_context(through(listener.address))
-            first = asyncio.create_task(listener.receive())
+        policy = Policy(connect_timeout=1.0)
+        async with listen("tcp://127.0.0.1:0", destination, policy=policy) as listener:
+            host, port = listener.address.removeprefix("tcp://").rsplit(":", 1)
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(Preamble(Role.CONTROL).pack())
             going = asyncio.create_task(
                 api_migrate(source, listener.address, policy=Policy(downtime_limit=0.6))
             )
-            with pytest.raises(PeerLost, match="did not send its greeting within 1 s"):
-                await first
+            assert len(await reader.read()) == 32
+            writer.close()
+            await writer.wait_closed()
             await listener.receive()
             return await going
 

@@ -15,6 +15,7 @@ from wire import (
     MIB,
     ZSTD,
     Wire,
+    close,
     content,
     data_frame,
     drain,
@@ -174,7 +175,7 @@ def test_no_damage_to_a_zstd_payload_reaches_the_device(data):
         wire = Wire(stack)
         receivers = wire.receive()
         wire.near[0].sendall(data_frame(GOOD) + packed_frame(bytes(payload), raw))
-        wire.near[0].shutdown(socket.SHUT_WR)
+        close(wire)
         error = None
         try:
             receivers[0].result()

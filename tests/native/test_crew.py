@@ -12,6 +12,7 @@ from wire import (
     ZERO,
     ZSTD,
     Wire,
+    asleep,
     content,
     drain,
     finish,
@@ -75,14 +76,14 @@ def test_a_chunk_goes_as_what_is_smallest(stack):
 
 @pytest.mark.parametrize("compression", ["auto", 1])
 def test_cancel_gives_all_jobs_back(stack, compression):
-    """Nobody receives, so the socket is full and jobs pile up behind it."""
+    """Nobody receives, so the socket is full and jobs wait behind it."""
     streams = [content(8 * MIB, "random", i) for i in range(3)]
     wire = Wire(
         stack, lanes=3, compression=compression, sources=[memfd(stream) for stream in streams]
     )
     pack(wire)
     pumps = pump(wire)
-    until(lambda: wire.pool.in_use > 3 + wire.crew.threads)
+    until(lambda: wire.channels[0].wire_bytes > 0 and asleep(pumps))
     wire.stop()
     assert [thread.result() for thread in pumps] == [CANCELLED] * 3
     assert wire.pool.in_use <= wire.crew.threads  # each thread's spare

@@ -72,7 +72,8 @@ def test_header_layout_is_the_documented_one():
     ("fields", "why"),
     [
         ((0, 0, 0, 0, 0, 0), "kind 0 is never valid"),
-        ((7, 0, 0, 0, 0, 0), "unknown kind"),
+        ((8, 0, 0, 0, 0, 0), "unknown kind"),
+        ((7, 0, 1, 0, 0, 0), "close has no payload"),
         ((255, 0, 1, 0, 1, 0), "unknown kind"),
         ((RAW, 0, CHUNK + 1, 0, CHUNK + 1, 0), "longer than the chunk size"),
         ((RAW, 0, 4, 0, 5, 0), "raw must be as long as what it stands for"),

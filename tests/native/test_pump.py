@@ -15,6 +15,7 @@ from wire import (
     ZSTD,
     Thread,
     Wire,
+    close,
     content,
     drain,
     fails,
@@ -92,8 +93,7 @@ def test_any_segmentation_arrives(sizes, chunk, channels):
         wire.feeds[0].close()
         assert lane.pump(port, 1, precopy=False) == END
         lane.end()
-        for near in wire.near:
-            near.shutdown(socket.SHUT_WR)
+        close(wire)
         for thread in receivers:
             thread.result()
         wire.in_ports[0].close()
@@ -125,8 +125,7 @@ def test_marks_come_through_and_are_signalled(stack):
     wire.feeds[0].write(b"dirty")
     wire.out[0].pump(wire.out_ports[0], 5, precopy=True)
     wire.out[0].end()
-    for near in wire.near:
-        near.shutdown(socket.SHUT_WR)
+    close(wire)
     for thread in receivers:
         assert thread.result() is True
     assert wire.into[0].marks == 1
@@ -140,7 +139,7 @@ def test_pad_is_counted_and_thrown_away(stack):
     receiver = Thread(wire.receiver.receive, channel)
     wire.channels[0].pad(3 * CHUNK + 5, wire.pool, wire.limiter, wire.cancel)
     wire.out[0].end()
-    wire.near[0].shutdown(socket.SHUT_WR)
+    close(wire)
     assert receiver.result() is True
     assert channel.pad_bytes == 3 * CHUNK + 5
     assert wire.into[0].offset == 0
@@ -303,12 +302,20 @@ def test_a_bomb_is_refused_without_memory(stack):
     fails(Wire(stack, digests=False), frame, kind=IntegrityError, match="dev0 .*unpack")
 
 
-def test_a_clean_close_before_the_end_is_no_end(stack):
+def test_a_channel_that_is_closed_before_the_end_is_no_end(stack):
+    wire = Wire(stack)
+    receiver = Thread(wire.receiver.receive, Channel(wire.far[0]))
+    close(wire)
+    assert receiver.result() is True
+    assert not wire.into[0].ended
+
+
+def test_a_connection_that_ends_without_a_word_is_lost(stack):
     wire = Wire(stack)
     receiver = Thread(wire.receiver.receive, Channel(wire.far[0]))
     wire.near[0].close()
-    assert receiver.result() is True
-    assert not wire.into[0].ended
+    with pytest.raises(PeerLost, match="the peer closed a data connection"):
+        receiver.result()
 
 
 def test_a_device_that_fails_to_read_is_named(stack):

@@ -46,6 +46,7 @@ class Wire:
         sources=None,
         targets=None,
         pair=socket.socketpair,
+        window=0,
     ):
         self.cancel = Cancel()
         self.in_cancel = Cancel()
@@ -64,7 +65,7 @@ class Wire:
             self.crew.start()
             stack.callback(self.crew.close)
         self.in_pool = Pool(chunk, 2 * channels)
-        self.channels = [Channel(near) for near in self.near]
+        self.channels = [Channel(near, window, sender=True) for near in self.near]
         self.limiter = Limiter()
         self.out, self.feeds, self.out_ports = [], [], []
         self.into, self.sinks, self.in_ports = [], [], []
@@ -243,12 +244,17 @@ def send(wire):
     return [Thread(whole, lane, port) for lane, port in zip(wire.out, wire.out_ports, strict=True)]
 
 
+def close(wire):
+    """Say on every channel that nothing more comes."""
+    for channel in wire.channels:
+        channel.finish(wire.cancel)
+
+
 def finish(wire, senders, receivers):
     """Wait for both sides, and close the devices that the streams went to."""
     for sender in senders:
         sender.result()
-    for near in wire.near:
-        near.shutdown(socket.SHUT_WR)
+    close(wire)
     assert [thread.result() for thread in receivers] == [True] * len(receivers)
     for port in wire.in_ports:
         port.close()

@@ -73,13 +73,13 @@ def drawn(renderable, width=80):
 def test_group_help_lists_commands_and_exit_codes():
     result = invoke("--help")
     assert result.exit_code == 0
-    for word in ("demo", "send", "receive", "completion"):
+    for word in ("demo", "send", "receive", "resolve", "completion"):
         assert re.search(rf"^  {word} ", result.stdout, re.MULTILINE)
-    for code in (0, 1, 2, 3, 4, 5, 6, 7, 130):
+    for code in (0, 1, 2, 3, 4, 5, 6, 7, 8, 130):
         assert re.search(rf"^    {code} ", result.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["demo", "send", "receive", "completion"])
+@pytest.mark.parametrize("command", ["demo", "send", "receive", "resolve", "completion"])
 def test_command_help_keeps_its_examples_on_their_lines(command):
     result = invoke(command, "--help")
     assert result.exit_code == 0

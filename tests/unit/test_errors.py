@@ -18,14 +18,17 @@ EXIT_CODES = {
     errors.DeviceError: 4,
     errors.IllegalTransition: 4,
     errors.PeerError: 5,
+    errors.AuthenticationError: 5,
     errors.PeerLost: 5,
     errors.ProtocolError: 5,
     errors.RemoteError: 5,
     errors.IntegrityError: 5,
     errors.StallError: 5,
+    errors.TakenBack: 5,
     errors.HookError: 1,
     errors.NoConvergence: 6,
     errors.HandoverInDoubt: 7,
+    errors.JournalError: 8,
 }
 
 
@@ -46,6 +49,7 @@ def test_every_error_is_public() -> None:
         (errors.DeviceError, OSError),
         (errors.IllegalTransition, ValueError),
         (errors.PeerError, ConnectionError),
+        (errors.JournalError, OSError),
     ],
 )
 def test_builtin_bases(error: type[Exception], builtin: type[Exception]) -> None:
@@ -60,7 +64,7 @@ def test_each_kind_of_failure_has_its_own_exit_code() -> None:
     # The two device errors share one on purpose; so do a peer error's subclasses.
     kinds = [error for error in PUBLIC if errors.VfioflowError in error.__bases__]
     codes = sorted(error.exit_code for error in kinds)
-    assert codes == [1, 2, 3, 4, 4, 5, 6, 7]
+    assert codes == [1, 2, 3, 4, 4, 5, 6, 7, 8]
 
 
 def test_device_error_names_the_device_and_keeps_the_errno() -> None:

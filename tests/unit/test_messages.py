@@ -27,13 +27,17 @@ some_message = st.one_of(
         software=text,
         session=text,
         nonce=st.binary(max_size=40),
+        key=st.booleans(),
     ),
+    st.builds(messages.Proof, proof=st.binary(max_size=40)),
     st.builds(
         messages.Offer,
         devices=st.lists(devices, max_size=3),
         channels=st.integers(0, 64),
         chunk_size=size,
         digests=st.booleans(),
+        window=size,
+        reconnect_seconds=st.floats(0, 100),
     ),
     st.builds(messages.Accept, load_seconds=st.floats(0, 100)),
     st.builds(messages.Refuse, reasons=st.dictionaries(text, text, max_size=3)),
@@ -54,6 +58,7 @@ some_message = st.one_of(
     st.builds(
         messages.Running, resume_seconds=st.floats(0, 9), start_vcpus_seconds=st.floats(0, 9)
     ),
+    st.just(messages.Goodbye()),
     st.builds(messages.Failed, reason=text, cancelled=st.booleans()),
 )
 

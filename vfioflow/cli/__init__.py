@@ -14,7 +14,7 @@ from vfioflow.errors import VfioflowError
 
 __all__ = ["cli", "main"]
 
-_COMMANDS = ("demo", "send", "receive", "completion")
+_COMMANDS = ("demo", "send", "receive", "resolve", "key", "completion")
 
 _EPILOG = """\
 \b
@@ -27,9 +27,10 @@ Exit codes:
   5    the other side is not there, failed, or said something wrong
   6    pre-copy does not converge within the downtime limit
   7    the hand-over is in doubt: see which side runs before starting anything
+  8    the journal cannot be written or read
   130  interrupted; the devices were put back
 
-After 3, 4, 5, 6 and 130 every device runs at the source, unless the message says otherwise.
+After 3, 4, 5, 6, 8 and 130 every device runs at the source, unless the message says otherwise.
 """
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vfioflow.cli.console import is_quiet, put, verbosity, verbosity_flags
-from vfioflow.cli.options import devices_option, json_option, policy_options
+from vfioflow.cli.options import devices_option, journal_options, json_option, policy_options
 from vfioflow.errors import PeerLost
 from vfioflow.events import Phase
 from vfioflow.threads import finish
@@ -25,6 +25,7 @@ from vfioflow.wire.address import Address
 
 if TYPE_CHECKING:
     from vfioflow.cli.render import Check
+    from vfioflow.journal import Journal
     from vfioflow.policy import Policy
     from vfioflow.report import Report
 
@@ -47,10 +48,13 @@ _END_SECONDS = 10.0
     metavar="N",
     help="Shifts the seed of every device: other contents, otherwise the same.",
 )
+@journal_options
 @policy_options(precopy_timeout="5s", on_no_convergence="switchover")
 @json_option
 @verbosity
-def command(devices_file: str | None, seed: int, policy: Policy, as_json: bool) -> int:
+def command(
+    devices_file: str | None, seed: int, journal: Journal | None, policy: Policy, as_json: bool
+) -> int:
     """Migrate four simulated devices from this process to another one.
 
     Shows the pre-copy rounds as they happen, then what moved, how long the virtual machine
@@ -67,10 +71,12 @@ def command(devices_file: str | None, seed: int, policy: Policy, as_json: bool) 
         failing_as_json("source", as_json),
         as_file(files("vfioflow.cli").joinpath("demo.toml")) as own,
     ):
-        return _demo(Path(devices_file) if devices_file else own, seed, policy, as_json)
+        return _demo(Path(devices_file) if devices_file else own, seed, journal, policy, as_json)
 
 
-def _demo(devices_file: Path, seed: int, policy: Policy, as_json: bool) -> int:
+def _demo(
+    devices_file: Path, seed: int, journal: Journal | None, policy: Policy, as_json: bool
+) -> int:
     from vfioflow.cli.session import attempt, conclude, never_began, open_devices, run, to_json
     from vfioflow.cli.view import Screen
     from vfioflow.source import Source
@@ -80,11 +86,13 @@ def _demo(devices_file: Path, seed: int, policy: Policy, as_json: bool) -> int:
         screen = Screen(devices, "another process", policy.downtime_limit, quiet=is_quiet())
 
         async def main() -> int:
-            child = Child(devices_file, policy, flags)
+            child = Child(devices_file, policy, flags, journal)
             try:
                 async with child:
                     screen.board.peer = child.address
-                    source = Source(devices, child.address, policy=policy, observer=screen)
+                    source = Source(
+                        devices, child.address, policy=policy, observer=screen, journal=journal
+                    )
                     with screen:
                         ended = await attempt(source)
                     child.patient = Phase.SET_UP in screen.board.phases
@@ -138,10 +146,19 @@ class Child:
     it ends when this process does, whatever that dies of.  ``report`` is its own, once it ended.
     """
 
-    def __init__(self, devices_file: Path, policy: Policy, flags: Sequence[str]) -> None:
+    def __init__(
+        self,
+        devices_file: Path,
+        policy: Policy,
+        flags: Sequence[str],
+        journal: Journal | None = None,
+    ) -> None:
         self._devices_file = devices_file
         self._policy = policy
         self._flags = flags
+        self._journal = ["--no-journal"]
+        if journal is not None:
+            self._journal = ["--journal", str(journal.directory)]
         self._process: asyncio.subprocess.Process | None = None
         self._output: asyncio.Task[bytes] | None = None
         self._lines: asyncio.Task[None] | None = None
@@ -178,6 +195,8 @@ class Child:
                 *("--devices", str(self._devices_file), "--listen", f"fd://{fd}"),
                 *("--connect-timeout", f"{self._policy.connect_timeout}"),
                 *("--stall-timeout", f"{self._policy.stall_timeout}"),
+                *("--resolve-timeout", f"{self._policy.resolve_timeout}"),
+                *self._journal,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

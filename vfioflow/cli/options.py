@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import click
 
@@ -14,16 +14,31 @@ from vfioflow.devices.sizes import parse_size
 from vfioflow.errors import ConfigError
 from vfioflow.policy import Policy
 
-__all__ = ["BANDWIDTH", "DURATION", "SIZE", "devices_option", "json_option", "policy_options"]
+__all__ = [
+    "BANDWIDTH",
+    "DURATION",
+    "SIZE",
+    "devices_option",
+    "journal_directory_option",
+    "journal_options",
+    "json_option",
+    "policy_options",
+    "security_options",
+]
 
 
 if TYPE_CHECKING:
+    from vfioflow.wire.security import Security
+
     # click's stubs know what a type makes of a text; its classes only from 8.4 on.
     _Float: TypeAlias = click.ParamType[float]
     _Int: TypeAlias = click.ParamType[int]
     _Any: TypeAlias = click.ParamType[Any]
 else:
     _Float = _Int = _Any = click.ParamType
+
+
+_NUMBER = r"(\d{1,30}\.?\d{0,30}|\.\d{1,30})"
 
 
 class _Duration(_Float):
@@ -37,7 +52,7 @@ class _Duration(_Float):
     ) -> float:
         if isinstance(value, int | float):
             return float(value)
-        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms|s|min|)\s*", value)
+        match = re.fullmatch(rf"\s*{_NUMBER}\s*(ms|s|min|)\s*", value, re.ASCII)
         if match is None:
             self.fail(f"{value!r} is no duration: write 300ms, 0.3s, 2min, or seconds", param, ctx)
         return float(match[1]) * self._UNITS[match[2]]
@@ -67,7 +82,7 @@ class _Bandwidth(_Int):
         if isinstance(value, int):
             return value
         text = value.strip().removesuffix("/s").strip()
-        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(kbit|Mbit|Gbit)", text)
+        match = re.fullmatch(rf"{_NUMBER}\s*(kbit|Mbit|Gbit)", text, re.ASCII)
         if match is not None:
             return int(float(match[1]) * self._BITS[match[2]] / 8)
         try:
@@ -155,6 +170,32 @@ _POLICY: dict[str, _Option] = {
         "Whether to stop the virtual machine only when the destination has loaded all initial"
         " data; without, slow loading counts as downtime.",
     ),
+    "reconnect_timeout": _Option(
+        DURATION,
+        "Time to try to open a connection again that broke, and go on where it was; 0 ends the"
+        " migration at once. Costs a copy of every byte.",
+        "TIME",
+        "0",
+    ),
+    "reconnect_stop_copy": _Option(
+        click.Choice(["go-back", "wait"]),
+        "What to do when it breaks while the virtual machine stands still: 'go-back' tries only"
+        " for what is left of the downtime limit, 'wait' for all of the time above.",
+    ),
+    "resolve_timeout": _Option(
+        DURATION,
+        "Time to ask again, over new connections (to be asked again, at the destination), when"
+        " the last one was lost around the commit; then the hand-over is in doubt.",
+        "TIME",
+        "30s",
+    ),
+    "window": _Option(
+        SIZE,
+        "Most bytes that are kept to be sent again. Less than the wire holds (rate times round"
+        " trip, and the sockets' buffers) slows it down.",
+        "SIZE",
+        "64MiB",
+    ),
     "connect_timeout": _Option(
         DURATION, "Time for a connection, and for each answer while both set up.", "TIME", "10s"
     ),
@@ -222,8 +263,10 @@ def _checked(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     return value
 
 
-def devices_option(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``--devices FILE.toml``."""
+def devices_option(
+    *, required: bool = True, default: str = "four simulated devices, 1 GiB in all"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--devices FILE.toml``; ``default`` says what happens without, where it is not required."""
     return click.option(
         "--devices",
         "devices_file",
@@ -231,8 +274,115 @@ def devices_option(*, required: bool = True) -> Callable[[Callable[..., Any]], C
         metavar="FILE.toml",
         required=required,
         help="The devices, each a table [[device]] with a name and what it is."
-        + ("" if required else "  [default: four simulated devices, 1 GiB in all]"),
+        + ("" if required else f"  [default: {default}]"),
     )
+
+
+def journal_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--journal DIR`` and ``--no-journal``; the command gets ``journal``, a Journal or None."""
+
+    @functools.wraps(command)
+    def with_journal(journal_directory: str | None, without_journal: bool, **values: Any) -> Any:
+        from vfioflow.journal import Journal, default_directory
+
+        if without_journal and journal_directory:
+            raise click.UsageError("--journal and --no-journal exclude each other")
+        journal = None if without_journal else Journal(journal_directory or default_directory())
+        return command(journal=journal, **values)
+
+    wrapped: Callable[..., Any] = with_journal
+    wrapped = click.option(
+        "--no-journal",
+        "without_journal",
+        is_flag=True,
+        help="Record nothing: a crash around the commit then is a person's to sort out.",
+    )(wrapped)
+    return journal_directory_option(wrapped)
+
+
+journal_directory_option = click.option(
+    "--journal",
+    "journal_directory",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where it is recorded what was decided, so that a side that was killed can go on. Virtual"
+    " machines whose devices have the same names need one each."
+    "  [default: $XDG_STATE_HOME/vfioflow, or ~/.local/state/vfioflow]",
+)
+
+
+_CERTIFICATES = {
+    "source": "ca-cert.pem, client-cert.pem and client-key.pem",
+    "destination": "ca-cert.pem, server-cert.pem and server-key.pem",
+}
+
+
+def security_options(
+    side: Literal["source", "destination"],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--psk``, ``--tls`` and a side's own name option; the command gets ``security``."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_security(
+            psk_file: str | None, tls_folder: str | None, tls_name: str | None, **values: Any
+        ) -> Any:
+            option = "--tls-hostname" if side == "source" else "--tls-peer"
+            if psk_file is not None and tls_folder is not None:
+                raise click.UsageError("--psk and --tls exclude each other")
+            if tls_name is not None and tls_folder is None:
+                raise click.UsageError(f"{option} needs --tls")
+            return command(security=Names(psk_file, tls_folder, tls_name, side), **values)
+
+        wrapped: Callable[..., Any] = with_security
+        wrapped = click.option(
+            "--tls-hostname" if side == "source" else "--tls-peer",
+            "tls_name",
+            metavar="NAME",
+            help="The name in the destination's certificate.  [default: the host of --to]"
+            if side == "source"
+            else "The only name in a source's certificate that is taken.  [default: any of the CA's]",
+        )(wrapped)
+        wrapped = click.option(
+            "--tls",
+            "tls_folder",
+            type=click.Path(),
+            metavar="DIR",
+            help="Encrypt, and know the other side by its certificate: a folder with"
+            f" {_CERTIFICATES[side]}, as QEMU has them.",
+        )(wrapped)
+        return click.option(
+            "--psk",
+            "psk_file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Know the other side by a key that both have, and find what was changed on the way;"
+            " hides nothing. `vfioflow key FILE` makes one.",
+        )(wrapped)
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a command was told of keys and certificates, which are read when they are needed."""
+
+    psk_file: str | None
+    tls_folder: str | None
+    tls_name: str | None
+    side: Literal["source", "destination"]
+
+    def read(self) -> Security:
+        """Read them.  Raises ConfigError."""
+        from vfioflow.wire.security import Security
+
+        if self.psk_file is not None:
+            return Security.from_psk_file(self.psk_file)
+        if self.tls_folder is None:
+            return Security()
+        if self.side == "source":
+            return Security.from_tls_dir(self.tls_folder, hostname=self.tls_name)
+        return Security.from_tls_dir(self.tls_folder, peer=self.tls_name)
 
 
 json_option = click.option(

@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING
 import click
 
 from vfioflow.cli.console import complain, is_quiet, put, verbosity
-from vfioflow.cli.options import devices_option, json_option, policy_options
+from vfioflow.cli.options import (
+    devices_option,
+    journal_options,
+    json_option,
+    policy_options,
+    security_options,
+)
 
 if TYPE_CHECKING:
+    from vfioflow.cli.options import Names
     from vfioflow.cli.render import Check
     from vfioflow.cli.session import Ended
     from vfioflow.devices.base import Device
+    from vfioflow.journal import Journal
     from vfioflow.listener import Listener
     from vfioflow.policy import Policy
     from vfioflow.report import Report
@@ -35,19 +43,34 @@ log = logging.getLogger("vfioflow")
     required=True,
     help="Address to wait at; port 0 takes a free one, which is then printed.",
 )
-@policy_options("connect_timeout", "stall_timeout")
+@security_options("destination")
+@journal_options
+@policy_options("connect_timeout", "stall_timeout", "resolve_timeout")
 @json_option
 @click.option("--until-eof", is_flag=True, hidden=True)
 @verbosity
-def command(devices_file: str, where: str, policy: Policy, as_json: bool, until_eof: bool) -> int:
+def command(
+    devices_file: str,
+    where: str,
+    security: Names,
+    journal: Journal | None,
+    policy: Policy,
+    as_json: bool,
+    until_eof: bool,
+) -> int:
     """Wait for one `vfioflow send` and take its devices over into those in FILE.toml.
 
     \b
-    vfioflow receive --devices devices.toml --listen tcp://0.0.0.0:4747
+    vfioflow receive --devices devices.toml --listen tcp://0.0.0.0:4747 --psk migration.key
+
+    An address that other hosts can reach needs --psk or --tls.
 
     Each device that is sent goes into the one of the same name. Connections that are not
     vfioflow's are refused with a warning, and the wait goes on. Everything else, as limits and
     compression, is decided by the sender.
+
+    Started again with the same journal after a crash, it carries on what was committed, and
+    answers a source that comes back.
     """
     from vfioflow.cli.session import (
         attempt,
@@ -76,19 +99,25 @@ def command(devices_file: str, where: str, policy: Policy, as_json: bool, until_
                 return ended
             log.warning("no migration from %s: %s", session.report.peer, ended.error)
 
+    with failing_as_json("destination", as_json):
+        known = security.read()
     with failing_as_json("destination", as_json), open_devices(devices_file) as devices:
         screen = Screen(devices, where, quiet=is_quiet())
 
         async def main() -> int:
             if until_eof:
                 _cancel_at_eof()
-            async with listen(where, devices, policy=policy, observer=screen) as listener:
+            async with listen(
+                where, devices, policy=policy, observer=screen, journal=journal, security=known
+            ) as listener:
                 complain(f"listening on {listener.address}", kind="")
                 ended = await receive(listener, screen)
             check = p2p_check(devices) if ended.report.outcome == "completed" else None
             if as_json:
                 more = {} if check is None else {"p2p": _as_dict(check)}
                 put(to_json(ended.report, **more))
+            elif ended.report.outcome == "completed" and not ended.report.bytes_total:
+                put(f"Session {ended.report.session} is settled: its devices run here.")
             elif ended.report.outcome == "completed":
                 _show(ended.report, check)
             return conclude(ended)

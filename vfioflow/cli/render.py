@@ -32,6 +32,7 @@ _STEPS = {
     "validate": "validate",
     "ready": "ready",
     "commit": "commit",
+    "journal": "journal",
     "resume": "resume",
     "start_vcpus": "start vCPUs",
 }

@@ -37,7 +37,8 @@ class DeviceInfo:
 
     ``driver`` decides which device can take another's state.  ``arc_seconds`` maps
     arcs written ``"RESUMING->STOP"`` to the time that they are expected to take;
-    it may be empty, then the downtime prediction leaves them out.
+    it may be empty, then the downtime prediction leaves them out.  ``outlives``: somebody else holds
+    the device open, so that its state is still there when this process has died.
     """
 
     name: str
@@ -45,6 +46,7 @@ class DeviceInfo:
     flags: Flags
     profile: str = ""
     arc_seconds: Mapping[str, float] = field(default_factory=dict)
+    outlives: bool = False
 
 
 @runtime_checkable

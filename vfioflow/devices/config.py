@@ -116,7 +116,7 @@ def load_devices(path: str | Path, *, seed: int = 0) -> list[Device]:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of the TOML, its UTF-8, or a number in it
         raise ConfigError(f"{path}: not TOML: {error}") from error
     tables = document.pop("device", None)
     if document:

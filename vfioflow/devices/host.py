@@ -66,6 +66,13 @@ def find(which: str, *, sys: str | Path = "/sys", dev: str | Path = "/dev") -> H
     Raises:
         ConfigError: there is none.
     """
+    try:
+        return _find(which, sys, dev)
+    except OSError as error:  # a name that is too long, or a folder that may not be read
+        raise ConfigError(f"{which!r} is no device: {error.strerror}") from None
+
+
+def _find(which: str, sys: str | Path, dev: str | Path) -> HostDevice:
     if "/" in which:
         path = Path(which).resolve()
         names, buses = [path.name], [(path / "subsystem").resolve().name]

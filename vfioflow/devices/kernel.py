@@ -50,8 +50,10 @@ class KernelDevice:
         driver: str = "",
         reinit: bool = False,
         keep: ExitStack | None = None,
+        outlives: bool = False,
     ) -> None:
         """Use :meth:`open`, :meth:`from_fd` or :meth:`receive`.  Owns ``fd`` once it returns."""
+        self._outlives = outlives
         self._name = name
         self._fd = fd
         self._host = host
@@ -135,14 +137,23 @@ class KernelDevice:
         return device
 
     @classmethod
-    def from_fd(cls, fd: int, *, name: str, driver: str = "", reinit: bool = False) -> Self:
+    def from_fd(
+        cls,
+        fd: int,
+        *,
+        name: str,
+        driver: str = "",
+        reinit: bool = False,
+        outlives: bool = True,
+    ) -> Self:
         """A device whose fd somebody else opened: inherited, or duplicated from a VMM's.
 
         Takes the fd over, and closes it in :meth:`close`; on an error it stays the caller's.
+        ``outlives``: whether that somebody keeps it open when this process dies; the journal is told.
         ``driver`` is needed where the kernel does not tell it (before about 6.18), for admission.
         """
         keep = ExitStack()
-        device = cls(fd, name=name, driver=driver, reinit=reinit, keep=keep)
+        device = cls(fd, name=name, driver=driver, reinit=reinit, keep=keep, outlives=outlives)
         os.set_inheritable(fd, False)
         keep.callback(os.close, fd)
         return device
@@ -207,7 +218,12 @@ class KernelDevice:
         """Static facts; the times of its arcs as far as ``quirks.toml`` has them."""
         kind = self._host.mdev_type if self._host is not None else ""
         return DeviceInfo(
-            self._name, self._driver or "unknown", self._flags, kind, self._quirks.arc_seconds
+            self._name,
+            self._driver or "unknown",
+            self._flags,
+            kind,
+            self._quirks.arc_seconds,
+            self._outlives,
         )
 
     @property

@@ -128,7 +128,8 @@ class Profile:
     def _flags(self) -> Flags:
         names = self.flags
         _need(
-            isinstance(names, list | tuple) and all(n in Flags.__members__ for n in names),
+            isinstance(names, list | tuple)
+            and all(isinstance(n, str) and n in Flags.__members__ for n in names),
             "flags",
             names,
             "a list of STOP_COPY, P2P, PRE_COPY",
@@ -261,7 +262,7 @@ class Fault:
         code = getattr(_errno, self.errno, None) if isinstance(self.errno, str) else self.errno
         _need(_integer(code) and code in _errno.errorcode, "errno", self.errno, "like 'EIO'")
         offset = parse_size(self.offset) if isinstance(self.offset, str) else self.offset
-        _need(_integer(offset) and offset >= 0, "offset", self.offset, "bytes from 0")
+        _need(_integer(offset) and 0 <= offset < 1 << 63, "offset", self.offset, "bytes from 0")
         state = self.state
         if isinstance(state, str):
             state = _STATES.get(state, state)

@@ -127,6 +127,10 @@ class SimDevice:
                     if f.at in ("read", "write")
                 ],
             )
+        except MemoryError:
+            raise ConfigError(
+                f"state_size = {p.state_size}: no memory for so many blocks"
+            ) from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"device {self._name}: {error}") from error
 

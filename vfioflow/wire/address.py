@@ -76,10 +76,10 @@ def _inherited(text: str) -> socket.socket:
         os.set_inheritable(fd, False)
         sock = socket.socket(fileno=fd)
         listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except (ValueError, OSError) as error:
+    except (ValueError, OverflowError, OSError) as error:
         raise ConfigError(f"{text} is not an inherited socket: {error}") from None
-    if not listening:
+    if not listening or sock.family not in (socket.AF_INET, socket.AF_INET6):
         sock.detach()
-        raise ConfigError(f"{text} is a socket that does not listen")
+        raise ConfigError(f"{text} is a socket that does not listen on TCP")
     sock.setblocking(False)
     return sock

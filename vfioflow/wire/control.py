@@ -6,14 +6,16 @@ import asyncio
 import socket
 import struct
 from collections import deque
+from contextlib import suppress
 from typing import Any, TypeVar, overload
 
 import msgspec
 
-from vfioflow.errors import PeerLost, ProtocolError, RemoteError
+from vfioflow.errors import IntegrityError, PeerError, PeerLost, ProtocolError, RemoteError
 from vfioflow.wire import messages
-from vfioflow.wire.address import Address
-from vfioflow.wire.opening import in_words, read_exactly, send_all
+from vfioflow.wire.keys import TAG_SIZE, Keys, Side
+from vfioflow.wire.opening import peer_of, read_exactly, send_all
+from vfioflow.wire.trouble import printable
 
 __all__ = ["Control", "MAX_MESSAGE"]
 
@@ -22,6 +24,9 @@ _HEAD = struct.Struct("<II")
 
 MAX_MESSAGE = 1024 * 1024
 """Longest control message in bytes.  An offer of 4096 devices is about half of it."""
+
+_LAST_WORDS = 1.0
+"""Seconds to take what a broken connection has still brought."""
 
 _MOST_UNHEARD = 64
 """Messages to keep for a peer that does not say that it heard them."""
@@ -39,21 +44,29 @@ class Control:
 
     Once :attr:`resumable` is set, a connection that breaks does not fail: :attr:`lost` is set until
     :meth:`resume` brings another one, on which what the peer has not heard is sent again.
+
+    Args:
+        sock: the connection, on which the greetings were exchanged.
+        keys: what messages are tagged with, if there is a pre-shared key.
+        side: which side this is.
+        greeted: messages that each side has sent and heard by then.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(
+        self, sock: socket.socket, *, keys: Keys | None = None, side: Side, greeted: int = 0
+    ) -> None:
+        self.peer = peer_of(sock)
         self._sock = sock
+        other: Side = "destination" if side == "source" else "source"
+        self._mine = keys.seal(side) if keys is not None else None
+        self._theirs = keys.seal(other) if keys is not None else None
         self._inbox: asyncio.Queue[messages.Message] = asyncio.Queue(maxsize=16)
         self._sending = asyncio.Lock()
-        self._sent = 0
+        self._sent = greeted
         self._unheard: deque[bytes] = deque()
-        try:
-            self.peer = Address.of(sock, peer=True)
-        except OSError as error:
-            raise PeerLost(f"the peer is gone: {in_words(error)}") from None
         self.resumable = False
         self.lost = asyncio.Event()
-        self.heard = 0
+        self.heard = greeted
         """Messages that have arrived."""
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.failure.add_done_callback(lambda f: f.cancelled() or f.exception())
@@ -69,11 +82,14 @@ class Control:
                 self._fail(ProtocolError(f"{self.peer} does not say that it hears anything"))
                 self.failure.result()
             if not self.lost.is_set():
-                await self._put(data)
+                await self._put(self._sent, data)
 
-    async def _put(self, data: bytes) -> None:
+    async def _put(self, number: int, data: bytes) -> None:
+        data = _HEAD.pack(len(data), self.heard) + data
+        if self._mine is not None:
+            data += self._mine.tag(number, data)
         try:
-            await send_all(self._sock, _HEAD.pack(len(data), self.heard) + data)
+            await send_all(self._sock, data)
         except PeerLost as error:
             lost = PeerLost(f"the connection to {self.peer} failed: {error}")
             if not self.resumable:
@@ -128,21 +144,24 @@ class Control:
         """
         async with self._sending:
             self._acknowledge(heard)
-            self._reader.cancel()
-            await asyncio.wait([self._reader])
             self._sock.close()
             self._sock = sock
             self.lost.clear()
             self._reader = asyncio.create_task(self._read(), name="vfioflow-control")
-            for data in list(self._unheard):
-                await self._put(data)
+            first = self._sent - len(self._unheard) + 1
+            for number, data in enumerate(list(self._unheard), first):
+                await self._put(number, data)
 
-    def break_off(self) -> None:
-        """Treat the connection as broken, whatever it seems: the peer has opened another."""
-        self._lose(PeerLost(f"{self.peer} opened the connection again"))
+    async def break_off(self) -> None:
+        """Be done with the connection; from then on :attr:`heard` stands still until it is resumed."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait([self._reader], timeout=_LAST_WORDS)
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
 
-    def give_up(self, error: PeerLost) -> None:
-        """Nobody brought another connection."""
+    def give_up(self, error: PeerError) -> None:
+        """Nobody brought another connection, or the session ends for a reason that did not come by it."""
         self._fail(error)
 
     def _acknowledge(self, heard: int) -> None:
@@ -158,20 +177,29 @@ class Control:
     async def _read(self) -> None:
         try:
             while True:
-                size, heard = _HEAD.unpack(await read_exactly(self._sock, _HEAD.size))
+                head = await read_exactly(self._sock, _HEAD.size)
+                size, heard = _HEAD.unpack(head)
                 if not 0 < size <= MAX_MESSAGE:
                     raise ProtocolError(f"{self.peer} announced a control message of {size} bytes")
-                message = messages.decode(await read_exactly(self._sock, size))
+                data = await read_exactly(self._sock, size)
+                if self._theirs is not None:
+                    tag = await read_exactly(self._sock, TAG_SIZE)
+                    if not self._theirs.fits(tag, self.heard + 1, head + data):
+                        raise IntegrityError(
+                            f"a control message from {self.peer} was changed on the way: its tag is"
+                            " wrong"
+                        )
+                message = messages.decode(data)
                 self._acknowledge(heard)
                 if isinstance(message, messages.Failed):
-                    raise RemoteError(f"{self.peer} gave up: {message.reason}")
+                    raise RemoteError(f"{self.peer} gave up: {printable(message.reason)}")
                 await self._inbox.put(message)
                 self.heard += 1
         except msgspec.DecodeError as error:
             self._fail(ProtocolError(f"{self.peer} sent a control message that is none: {error}"))
         except PeerLost as error:
             self._lose(PeerLost(f"{self.peer}: {error}"))
-        except (ProtocolError, RemoteError) as error:
+        except PeerError as error:
             self._fail(error)
 
     def _lose(self, error: PeerLost) -> None:

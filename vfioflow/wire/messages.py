@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import re
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
 from vfioflow.errors import ProtocolError
+from vfioflow.wire.trouble import printable
 
 __all__ = [
     "Accept",
     "Commit",
     "Config",
     "ConfigTaken",
+    "Discarded",
     "Failed",
+    "Goodbye",
     "Hello",
     "Loaded",
     "LoadedDevice",
+    "MAX_DEVICES",
     "Message",
     "NONCE_SIZE",
     "Offer",
     "OfferedDevice",
     "Probe",
     "ProbeDone",
+    "Proof",
     "Ready",
     "Refuse",
+    "Resolve",
     "Running",
     "Switchover",
     "SwitchoverAck",
@@ -38,6 +45,14 @@ VERSION = 2
 
 NONCE_SIZE = 32
 
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
+"""A time that a side measured or expects; never NaN, which would pass every comparison."""
+
+Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+MAX_DEVICES = 4096
+
+_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
 
 class _Message(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True
@@ -46,22 +61,34 @@ class _Message(
 
 
 class Hello(_Message, frozen=True, tag="hello"):
-    """Both ways, first.  Says who is there and which session this is."""
+    """Both ways, first.  Says who is there and which session this is.
+
+    ``key``: whether its sender has a pre-shared key, and so goes on with a proof.
+    """
 
     version: int
     software: str
     session: str
     nonce: bytes
+    key: bool
 
     def check(self) -> None:
-        """Raise ProtocolError unless the peer speaks this version, and with a nonce of 32 bytes."""
+        """Raise ProtocolError unless the peer speaks this version, and all fields are as they must be."""
         if self.version != VERSION:
             raise ProtocolError(
-                f"the peer ({self.software}) speaks version {self.version} of the protocol, this"
-                f" side {VERSION}: install the same vfioflow on both"
+                f"the peer ({printable(self.software)}) speaks version {self.version} of the"
+                f" protocol, this side {VERSION}: install the same vfioflow on both"
             )
         if len(self.nonce) != NONCE_SIZE:
             raise ProtocolError(f"the peer's greeting has a nonce of {len(self.nonce)} bytes")
+        if _SESSION.fullmatch(self.session) is None:
+            raise ProtocolError("the peer's greeting has a session whose name cannot be one")
+
+
+class Proof(_Message, frozen=True, tag="proof"):
+    """Both ways, after the greetings, source first: that its sender has the pre-shared key."""
+
+    proof: bytes
 
 
 class OfferedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,16 +98,22 @@ class OfferedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     driver: str
     profile: str
     flags: int
-    size: int | None
+    size: Bytes | None
 
 
 class Offer(_Message, frozen=True, tag="offer"):
-    """Source to destination: the set, and how its data will travel.  ``chunk_size`` in bytes."""
+    """Source to destination: the set, and how its data will travel.
 
-    devices: list[OfferedDevice]
+    ``chunk_size`` in bytes.  ``window``: bytes that each channel keeps to be sent again; 0: none.
+    ``reconnect_seconds``: how long the source tries to open a connection again that broke.
+    """
+
+    devices: Annotated[list[OfferedDevice], msgspec.Meta(max_length=MAX_DEVICES)]
     channels: int
     chunk_size: int
     digests: bool
+    window: int
+    reconnect_seconds: float
 
 
 class Accept(_Message, frozen=True, tag="accept"):
@@ -89,7 +122,7 @@ class Accept(_Message, frozen=True, tag="accept"):
     ``load_seconds`` is what the destination expects from the end of the data to RUNNING.
     """
 
-    load_seconds: float
+    load_seconds: Seconds
 
 
 class Refuse(_Message, frozen=True, tag="refuse"):
@@ -110,7 +143,7 @@ class Ready(_Message, frozen=True, tag="ready"):
 class Probe(_Message, frozen=True, tag="probe"):
     """Source to destination: so many pad bytes in all are on their way."""
 
-    size: int
+    size: Bytes
 
 
 class ProbeDone(_Message, frozen=True, tag="probe-done"):
@@ -142,16 +175,21 @@ class LoadedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What the destination took of one device: bytes and digest of its stream."""
 
     name: str
-    size: int
+    size: Bytes
     digest: int
 
 
 class Loaded(_Message, frozen=True, tag="loaded"):
-    """Destination to source: every device has passed RESUMING -> STOP -> RUNNING_P2P."""
+    """Destination to source: every device has passed RESUMING -> STOP -> RUNNING_P2P.
+
+    ``journal`` is the identity of the one in which that is recorded; empty: none.
+    """
 
     devices: list[LoadedDevice]
-    validate_seconds: float
-    ready_seconds: float
+    validate_seconds: Seconds
+    ready_seconds: Seconds
+    journal: str = ""
+    journal_seconds: Seconds = 0.0
 
 
 class Commit(_Message, frozen=True, tag="commit"):
@@ -161,8 +199,31 @@ class Commit(_Message, frozen=True, tag="commit"):
 class Running(_Message, frozen=True, tag="running"):
     """Destination to source: every device is RUNNING and the vCPUs are started."""
 
-    resume_seconds: float
-    start_vcpus_seconds: float
+    resume_seconds: Seconds
+    start_vcpus_seconds: Seconds
+    journal_seconds: Seconds = 0.0
+
+
+class Resolve(_Message, frozen=True, tag="resolve"):
+    """Source to destination, in place of an offer: what has become of a session that broke off.
+
+    ``decision``: "run" (the source has committed) or "discard" (it has not, and never will).
+    ``journal`` repeats what LOADED said; a destination with another one cannot know.
+    """
+
+    session: str
+    decision: Literal["run", "discard"]
+    journal: str = ""
+
+
+class Discarded(_Message, frozen=True, tag="discarded"):
+    """Destination to source: the session does not run here and never will; ``reason`` in words."""
+
+    reason: str
+
+
+class Goodbye(_Message, frozen=True, tag="goodbye"):
+    """Source to destination: it heard RUNNING; nothing more comes."""
 
 
 class Failed(_Message, frozen=True, tag="failed"):
@@ -177,6 +238,7 @@ class Failed(_Message, frozen=True, tag="failed"):
 
 Message: TypeAlias = (
     Hello
+    | Proof
     | Offer
     | Accept
     | Refuse
@@ -190,6 +252,9 @@ Message: TypeAlias = (
     | Loaded
     | Commit
     | Running
+    | Resolve
+    | Discarded
+    | Goodbye
     | Failed
 )
 
@@ -204,5 +269,8 @@ def encode(message: Message) -> bytes:
 
 def decode(data: bytes) -> Message:
     """The message in ``data``.  Raises msgspec.DecodeError for anything else."""
-    message: Message = _decoder.decode(data)
+    try:
+        message: Message = _decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:  # msgspec lets these two through
+        raise msgspec.DecodeError(str(error)) from None
     return message

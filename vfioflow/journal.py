@@ -1,0 +1,584 @@
+"""What each side of a hand-over has decided, on stable storage, so that it outlives a crash.
+
+One file for each session and role, in one directory; a record is a line: the CRC32C of the rest in
+hexadecimal, a space, and a JSON object.  A record is on the disk when :meth:`Entry.record` returns.
+No device data.  Everything here blocks: from a coroutine, call it on a thread.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import logging
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias, get_args
+
+import msgspec
+
+from vfioflow._frame import crc
+from vfioflow.errors import ConfigError, JournalError
+
+__all__ = [
+    "Entry",
+    "Journal",
+    "KEEP_DAYS",
+    "Record",
+    "Role",
+    "Step",
+    "Story",
+    "check_session",
+    "default_directory",
+]
+
+log = logging.getLogger("vfioflow")
+
+Role: TypeAlias = Literal["source", "destination"]
+
+KEEP_DAYS = 30
+"""How long an entry that has ended is kept, in days."""
+
+_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SUFFIX = ".journal"
+_IDENTITY = "identity"
+_LONGEST = 16 << 20
+"""Bytes; a file that is longer is none of ours."""
+
+
+class Step(enum.StrEnum):
+    """What was decided, in the order in which it may be (`docs/operations.md`)."""
+
+    BEGUN = "BEGUN"
+    """Both: devices are about to be touched."""
+    COMMITTED = "COMMITTED"
+    """Source: COMMIT is about to be said.  Destination: it was heard, devices are about to run."""
+    BACK = "BACK"
+    """Source: the devices are RUNNING again, and COMMIT was never said."""
+    RELEASED = "RELEASED"
+    """Source: the destination runs."""
+    TAKEN_BACK = "TAKEN_BACK"
+    """Source: the destination has promised never to run; the devices run here again."""
+    LOADED = "LOADED"
+    """Destination: the devices hold the state; the source is about to hear of it."""
+    RUNNING = "RUNNING"
+    """Destination: the devices and the vCPUs run."""
+    DISCARDED = "DISCARDED"
+    """Destination: this session never runs here."""
+    TOLD = "TOLD"
+    """Destination: the source knows that it runs, so nobody will ask again."""
+    BY_HAND = "BY_HAND"
+    """Both: a person decided; ``choice`` is "run" or "discard", of the devices on this side."""
+
+
+_S = Step
+_NEXT: dict[Role, dict[Step | None, tuple[Step, ...]]] = {
+    "source": {
+        None: (_S.BEGUN,),
+        _S.BEGUN: (_S.COMMITTED, _S.BACK, _S.BY_HAND),
+        # BACK: the record of COMMITTED was reported as failed, and is there after all.
+        _S.COMMITTED: (_S.RELEASED, _S.TAKEN_BACK, _S.BY_HAND, _S.BACK),
+    },
+    "destination": {
+        None: (_S.BEGUN, _S.DISCARDED),
+        _S.BEGUN: (_S.LOADED, _S.DISCARDED, _S.BY_HAND),
+        _S.LOADED: (_S.COMMITTED, _S.DISCARDED, _S.BY_HAND),
+        # DISCARDED: as BACK above.
+        _S.COMMITTED: (_S.RUNNING, _S.BY_HAND, _S.DISCARDED),
+        _S.RUNNING: (_S.TOLD,),
+        _S.BY_HAND: (_S.TOLD,),
+    },
+}
+_PENDING = (Step.BEGUN, Step.COMMITTED, Step.LOADED)
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line: a step, when (seconds since 1970), and what belongs to it."""
+
+    step: Step
+    time: float
+    peer: str = ""
+    """BEGUN: the other side's address."""
+    devices: dict[str, bool] = {}
+    """BEGUN: each device, and whether its state outlives the process."""
+    states: dict[str, str] = {}
+    """LOADED: where each device stands."""
+    identity: str = ""
+    """COMMITTED, source: the destination's journal."""
+    choice: str = ""
+    """BY_HAND."""
+    reason: str = ""
+    """DISCARDED, BACK, TAKEN_BACK: why."""
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Record)
+
+
+def check_session(session: str) -> str:
+    """The session's name, if it can be one (and so part of a file's name).  Raises ConfigError."""
+    if _SESSION.fullmatch(session) is None:
+        raise ConfigError(
+            f"{session!r} cannot name a session: 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-',"
+            " of which the first is a letter or a figure"
+        )
+    return session
+
+
+def default_directory() -> Path:
+    """``$XDG_STATE_HOME/vfioflow``, or ``~/.local/state/vfioflow``."""
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if state.is_absolute():  # the rule of the XDG base directories: others are ignored
+        return state / "vfioflow"
+    try:
+        return Path.home() / ".local" / "state" / "vfioflow"
+    except RuntimeError:
+        raise ConfigError(
+            "there is no home directory for the journal: name one with --journal DIR"
+        ) from None
+
+
+class Story:
+    """What a journal knows of one session, as of one side."""
+
+    def __init__(self, path: Path, session: str, role: Role) -> None:
+        self.path = path
+        self.session = session
+        self.role: Role = role
+        self.records: list[Record] = []
+        self.torn = False
+        """Whether the last line was cut off by a crash; it was never acted upon, and is ignored."""
+        self._good = 0  # bytes of whole lines
+        self._unended = False  # whether the last one lacks its newline only
+
+    @property
+    def step(self) -> Step | None:
+        """The last step; None where none was recorded."""
+        return self.records[-1].step if self.records else None
+
+    @property
+    def pending(self) -> bool:
+        """Whether it has yet to end."""
+        return self.step in _PENDING
+
+    @property
+    def runs(self) -> bool:
+        """Whether the devices are to run on this side, as far as that is decided."""
+        if self.step is Step.BY_HAND or (self.step is Step.TOLD and self.get(Step.BY_HAND)):
+            return self.choice == "run"
+        return self.step in (Step.BACK, Step.TAKEN_BACK, Step.RUNNING, Step.TOLD)
+
+    @property
+    def choice(self) -> str:
+        """What a person decided, if one did."""
+        record = self.get(Step.BY_HAND)
+        return record.choice if record is not None else ""
+
+    @property
+    def devices(self) -> dict[str, bool]:
+        """Its devices, and whether each one's state outlives the process that moved it."""
+        return next((r.devices for r in self.records if r.devices), {})
+
+    @property
+    def peer(self) -> str:
+        """The other side's address."""
+        return next((r.peer for r in self.records if r.peer), "")
+
+    @property
+    def reason(self) -> str:
+        """Why it ended as it did, where that was said."""
+        return self.records[-1].reason if self.records else ""
+
+    def get(self, step: Step) -> Record | None:
+        """The record of a step, if there is one."""
+        return next((r for r in self.records if r.step is step), None)
+
+    def allows(self, step: Step) -> bool:
+        """Whether this step may come next."""
+        return step in _NEXT[self.role].get(self.step, ())
+
+    def _parse(self, data: bytes) -> None:
+        """Take in a file.  Raises JournalError for anything but lines and a torn end."""
+        *lines, rest = data.split(b"\n")
+        if rest:
+            lines.append(rest)
+        for number, line in enumerate(lines, 1):
+            record = _unpack(line)
+            whole = self._good + len(line) < len(data)
+            if record is None and not whole:
+                self.torn = True
+                return
+            if record is None:
+                raise self._damaged(number, "it does not agree with its check")
+            if not self.allows(record.step):
+                before = self.step or "the beginning"
+                raise self._damaged(number, f"{record.step} cannot come after {before}")
+            self.records.append(record)
+            self._good += len(line) + whole
+            self._unended = not whole
+
+    def _damaged(self, number: int, why: str) -> JournalError:
+        return JournalError(
+            self.path,
+            f"line {number} is damaged: {why}",
+            errno.EBADMSG,
+            "look at both sides, see which one runs, and move the file away",
+        )
+
+
+def _unpack(line: bytes) -> Record | None:
+    check, _, body = line.partition(b" ")
+    if check != f"{crc(body):08x}".encode():
+        return None
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # msgspec lets two through
+        return None
+
+
+class Entry(Story):
+    """A story that can go on: this process holds its lock, until :meth:`close`."""
+
+    def __init__(self, path: Path, session: str, role: Role, fd: int) -> None:
+        super().__init__(path, session, role)
+        self._fd = fd
+        self._lock = threading.Lock()
+        self._closing = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def record(self, step: Step, **about: Any) -> None:
+        """Write a step; it is on stable storage when this returns.
+
+        ``about`` are fields of :class:`Record`.
+
+        Raises:
+            JournalError: it could not be written; then it counts as not done.
+        """
+        with self._lock:
+            try:
+                self._record(Record(step=step, time=time.time(), **about))
+            finally:
+                if self._closing:  # it was closed meanwhile
+                    self._release()
+
+    def _record(self, record: Record) -> None:
+        assert self.allows(record.step), f"{record.step} cannot come after {self.step}"
+        body = _encoder.encode(record)
+        line = f"{crc(body):08x} ".encode() + body + b"\n"
+        if self._unended:
+            line = b"\n" + line
+        try:
+            if self._fd < 0:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            if self.torn:
+                os.ftruncate(self._fd, self._good)
+            _write(self._fd, line, self._good)
+            os.fsync(self._fd)
+        except OSError as error:
+            # What of it is there must not look as if it was done.
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._good)
+                os.fsync(self._fd)
+            raise _failed(self.path, f"cannot record {record.step}", error) from error
+        self.torn = self._unended = False
+        self._good += len(line)
+        self.records.append(record)
+
+    def close(self) -> None:
+        """Give the lock up, as soon as no record is being written.  Safe to call twice."""
+        self._closing = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._release()
+            finally:
+                self._lock.release()
+
+    def _release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+class Journal:
+    """A directory of entries; it is made when it is first needed, and then readable by its owner only.
+
+    Sessions of several virtual machines may share one.  A destination's answers are only as good as
+    its memory: it must find the same directory again when it is started again.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+
+    def __repr__(self) -> str:
+        return f"<Journal {self.directory}>"
+
+    @property
+    def identity(self) -> str:
+        """A number that was made with the directory, by which another journal is told from it.
+
+        Raises JournalError.
+        """
+        path = self.directory / _IDENTITY
+        for _ in range(2):
+            try:
+                text = path.read_text(encoding="ascii").strip()
+            except FileNotFoundError:
+                self._make_identity(path)
+            except (OSError, UnicodeDecodeError) as error:
+                raise _failed(path, "cannot be read", error) from error
+            else:
+                if re.fullmatch(r"[0-9a-f]{32}", text) is None:
+                    raise JournalError(path, "is damaged", errno.EBADMSG, "see docs/operations.md")
+                return text
+        raise JournalError(path, "is there and is not", errno.ENOENT, "leave the directory alone")
+
+    def _make_identity(self, path: Path) -> None:
+        self._make_directory()
+        draft = path.with_name(f".{_IDENTITY}.{secrets.token_hex(8)}")
+        try:
+            with ExitStack() as undo:
+                fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                undo.callback(draft.unlink)
+                undo.callback(os.close, fd)
+                _write(fd, secrets.token_hex(16).encode() + b"\n", 0)
+                os.fsync(fd)
+                with suppress(FileExistsError):  # somebody else was quicker
+                    path.hardlink_to(draft)
+            _sync_directory(self.directory)
+        except OSError as error:
+            raise _failed(path, "cannot be written", error) from error
+
+    def _make_directory(self) -> None:
+        """Make the directory, or see that nobody else can write in it.  Raises JournalError."""
+        try:
+            made = [p for p in (self.directory, *self.directory.parents) if not p.exists()]
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in made:
+                _sync_directory(path.parent)
+            mode = self.directory.stat().st_mode
+        except OSError as error:
+            raise _failed(self.directory, "cannot be made", error) from error
+        if mode & 0o022:
+            raise JournalError(
+                self.directory,
+                "can be written by others than its owner",
+                errno.EPERM,
+                "chmod go-w it, or name another with --journal DIR",
+            )
+
+    def begin(self, session: str, role: Role, peer: str, devices: Mapping[str, bool]) -> Entry:
+        """A new entry, with BEGUN recorded: of this session, with these devices.
+
+        Args:
+            session: its name, see :func:`check_session`.
+            role: whose entry it is.
+            peer: the other side's address.
+            devices: their names, and whether each one's state outlives this process.
+
+        Raises:
+            ConfigError: it cannot name a session.
+            JournalError: the session is there already, or nothing can be written.
+        """
+        entry = self.open(session, role, create=True)
+        assert entry is not None
+        with ExitStack() as undo:
+            undo.enter_context(entry)
+            if entry.records:
+                raise JournalError(
+                    entry.path,
+                    f"the session is known already, and {entry.step}",
+                    errno.EEXIST,
+                    "a new migration needs a new name",
+                )
+            entry.record(Step.BEGUN, peer=peer, devices=dict(devices))
+            undo.pop_all()
+        return entry
+
+    def open(self, session: str, role: Role, *, create: bool = False) -> Entry | None:
+        """The entry, locked; None where there is none, unless ``create``.
+
+        Raises:
+            JournalError: another process holds it, or it is damaged, or cannot be opened.
+        """
+        path = self._path(session, role)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        if create:
+            self._make_directory()
+        with ExitStack() as undo:
+            try:
+                fd = os.open(path, flags | (os.O_CREAT if create else 0), 0o600)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise _failed(path, "cannot be opened", error) from error
+            entry = undo.enter_context(Entry(path, session, role, fd))
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                data = _read(fd)
+                if create and not data:
+                    _sync_directory(self.directory)
+            except BlockingIOError as error:
+                advice = "wait until it has ended"
+                what = "another process is at work on this session"
+                raise JournalError(path, what, errno.EWOULDBLOCK, advice) from error
+            except OSError as error:
+                raise _failed(path, "cannot be opened", error) from error
+            entry._parse(data)
+            if entry.torn:
+                log.warning("%s: the last line is torn, and is ignored", path)
+            if not entry.records and not create:
+                return None
+            undo.pop_all()
+        return entry
+
+    def find(self, session: str, role: Role) -> Story | None:
+        """What is known of a session now, without its lock.  Raises as :meth:`open`, save for that."""
+        return self._story(self._path(session, role), session, role)
+
+    def stories(self) -> list[Story]:
+        """Every session of which anything is known, the oldest first.
+
+        Raises JournalError for the first that is damaged.
+        """
+        found = []
+        try:
+            names = sorted(p.name for p in self.directory.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _failed(self.directory, "cannot be read", error) from error
+        for name in names:
+            session, _, role = name.removesuffix(_SUFFIX).rpartition(".")
+            for known in get_args(Role):
+                if role == known and name.endswith(_SUFFIX) and _SESSION.fullmatch(session):
+                    story = self._story(self.directory / name, session, known)
+                    if story is not None:
+                        found.append(story)
+        return sorted(found, key=lambda story: story.records[0].time)
+
+    def pending(self, role: Role | None = None) -> list[Story]:
+        """The sessions that have yet to end (of one role), the oldest first.
+
+        Those that a process is at work on are among them: see :meth:`is_held`.
+        """
+        return [s for s in self.stories() if s.pending and role in (None, s.role)]
+
+    def is_held(self, story: Story) -> bool:
+        """Whether some process holds its lock."""
+        try:
+            fd = os.open(story.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def claims(self, devices: Sequence[str], role: Role) -> dict[str, Story]:
+        """For each of these devices that a pending session of a dead process names: that session."""
+        return {
+            name: story
+            for story in self.pending(role)
+            if not self.is_held(story)
+            for name in devices
+            if name in story.devices
+        }
+
+    def prune(self, days: float = KEEP_DAYS) -> int:
+        """Remove entries that ended longer ago; how many.  Never raises: they only take space.
+
+        A destination that runs keeps its entry until the source knows: whoever asks for a session
+        that is not there is told that it never runs here.
+        """
+        removed = 0
+        oldest = time.time() - days * 86400
+        with suppress(JournalError):
+            for story in self.stories():
+                last = story.records[-1]
+                told = story.role == "source" or last.step in (Step.TOLD, Step.DISCARDED)
+                if story.pending or not told or last.time > oldest or self.is_held(story):
+                    continue
+                with suppress(OSError):
+                    story.path.unlink()
+                    removed += 1
+        return removed
+
+    def _path(self, session: str, role: Role) -> Path:
+        return self.directory / f"{check_session(session)}.{role}{_SUFFIX}"
+
+    def _story(self, path: Path, session: str, role: Role) -> Story | None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _failed(path, "cannot be opened", error) from error
+        try:
+            data = _read(fd)
+        except OSError as error:
+            raise _failed(path, "cannot be read", error) from error
+        finally:
+            os.close(fd)
+        story = Story(path, session, role)
+        story._parse(data)
+        return story if story.records else None
+
+
+def _read(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    if size > _LONGEST:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    data = b""
+    while piece := os.pread(fd, 1 << 16, len(data)):
+        data += piece
+    return data
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room, or name another directory with --journal DIR",
+    errno.EDQUOT: "make room, or name another directory with --journal DIR",
+    errno.EFBIG: "raise the limit on file sizes, or name another directory with --journal DIR",
+    errno.EROFS: "name a directory that can be written with --journal DIR",
+    errno.EACCES: "mend its permissions, or name another directory with --journal DIR",
+    errno.EPERM: "mend its permissions, or name another directory with --journal DIR",
+}
+
+
+def _failed(path: Path, what: str, error: OSError | UnicodeDecodeError) -> JournalError:
+    code = (error.errno if isinstance(error, OSError) else None) or errno.EIO
+    advice = _ADVICE.get(code, "name another directory with --journal DIR")
+    return JournalError(path, what, code, advice)
