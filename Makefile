@@ -5,6 +5,8 @@ PYTHON ?= python3
 FLAVOUR ?= debian custom
 SECONDS ?= 60
 TARGET ?=
+RUNS    ?= 1000
+SEED    ?= 1
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -24,7 +26,7 @@ quietly = @echo "$(1)"; log=$$(mktemp); \
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-asan test-kernel fuzz check-model lint bench bench-quick clean
+.PHONY: help demo test test-asan test-kernel chaos chaos-mutants fuzz check-model lint bench bench-quick clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -56,6 +58,12 @@ check-model:  ## check the model of the hand-over (docs/model.md), every state o
 	@.ci/model-packages
 	@$(PYTHON) docs/model/check.py
 
+chaos: $(STAMP)-test $(STAMP)-runtime  ## RUNS migrations (1000) with one fault schedule each, from SEED (1); JSON=FILE: a summary there
+	@$(BIN)/python -m tests.chaos --runs $(RUNS) --start $(SEED) $(if $(JSON),--json $(JSON))
+
+chaos-mutants: $(STAMP)-test $(STAMP)-runtime  ## break the code in each of many ways, and see that chaos notices
+	@$(BIN)/python -m tests.chaos.mutants
+
 lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extensions compile without a warning
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -70,6 +78,7 @@ bench: $(STAMP)-bench $(STAMP)-runtime  ## benchmarks, then the comparisons with
 	@$(BIN)/python bench/compare.py raw --gib 1 --rounds 3 --json bench/results/raw.json --plot bench/results/raw.svg
 	@$(BIN)/python bench/compare.py compressed --gib 2 --rounds 2 --json bench/results/compressed.json --plot bench/results/compressed.svg
 	@$(BIN)/python bench/compare.py scale --gib 32 --rounds 2 --json bench/results/scale.json --plot bench/results/scale.svg
+	@$(BIN)/python bench/compare.py security --gib 1 --rounds 3 --json bench/results/security.json
 
 bench-quick: $(STAMP)-bench $(STAMP)-runtime  ## a few of the comparisons against stored ratios, in two minutes; fails when slower
 	@.ci/bench-packages

@@ -22,7 +22,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from comparison import commandline, compressed, movers, plot, quick, raw, reference, scale, tables
+from comparison import (
+    commandline,
+    compressed,
+    movers,
+    plot,
+    quick,
+    raw,
+    reference,
+    scale,
+    security,
+    tables,
+)
 from comparison.facts import facts, load
 from comparison.rounds import Cell
 from comparison.stage import Stage
@@ -80,6 +91,9 @@ def measure(options: argparse.Namespace, shown: Console, result: dict[str, Any])
             shown.print(tables.grid(cells), *tables.peers(peers), sep="\n")
             draw = partial(plot.compressed, cells)
             cells = [*cells, *peers]
+        elif options.what == "security":
+            cells = security.run(on, size, rounds)
+            shown.print(tables.security(cells))
         elif options.what == "scale":
             places = scale.places(size, min(size, SCALE_BASE), SCALE_DEVICES)
             sessions, failures = scale.run(on, places, rounds)

@@ -9,6 +9,7 @@ start of the interpreter; the sender also ``wire BYTES``.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import fcntl
 import os
 import resource
@@ -17,12 +18,15 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 from vfioflow._fdio import Port
 from vfioflow._inlane import InLane
 from vfioflow._outlane import END
 from vfioflow.lanes import Inbound, Outbound
 from vfioflow.policy import Policy
+from vfioflow.wire.address import Address
+from vfioflow.wire.tls import Tls
 
 MIB = 1 << 20
 
@@ -40,14 +44,46 @@ def together(calls: list[Callable[[], object]]) -> None:
             call.result()
 
 
+def protected(sockets: list[socket.socket], options: argparse.Namespace) -> list[socket.socket]:
+    """The same connections, by TLS if that was asked for."""
+    if options.tls is None:
+        return sockets
+    sending = options.side == "send"
+    tls = Tls.client(options.tls, options.host) if sending else Tls.server(options.tls, None)
+
+    async def one(sock: socket.socket) -> socket.socket:
+        sock.setblocking(False)
+        peer = Address.of(sock, peer=True)
+        made = await (tls.connect(sock, peer) if sending else tls.accept(sock, peer, b""))
+        made.setblocking(True)
+        return made
+
+    async def each() -> list[socket.socket]:
+        return await asyncio.gather(*map(one, sockets))
+
+    return asyncio.run(each())
+
+
+def keys(options: argparse.Namespace, channels: int) -> list[bytes]:
+    """One for each channel, if that was asked for."""
+    return [bytes([number]) * 32 for number in range(channels)] if options.key else []
+
+
 def send(options: argparse.Namespace, policy: Policy) -> None:
     """Each fd to the peer, to its end."""
     sockets = [
         socket.create_connection((options.host, options.port))
         for _ in range(policy.channel_count(len(options.fds)))
     ]
+    sockets = protected(sockets, options)
     splice = sockets[0].recv(1) == b"1"
-    out = Outbound([f"lane {fd}" for fd in options.fds], sockets, policy, splice=splice)
+    out = Outbound(
+        [f"lane {fd}" for fd in options.fds],
+        sockets,
+        policy,
+        splice=splice,
+        keys=keys(options, len(sockets)),
+    )
     ports = [Port(os.dup(fd)) for fd in options.fds]
     before = cpu()
 
@@ -70,6 +106,7 @@ def receive(options: argparse.Namespace, policy: Policy) -> None:
     with socket.create_server((options.host, 0), backlog=64) as listening:
         print(listening.getsockname()[1], file=sys.stderr, flush=True)
         sockets = [listening.accept()[0] for _ in range(policy.channel_count(len(options.fds)))]
+    sockets = protected(sockets, options)
     ports = [Port(os.dup(fd)) for fd in options.fds]
     splice = not policy.digest and all(port.takes_pages for port in ports)
     sockets[0].send(b"1" if splice else b"0")
@@ -82,6 +119,7 @@ def receive(options: argparse.Namespace, policy: Policy) -> None:
         digests=policy.digest,
         signal_fd=signal,
         window=policy.window_size(len(sockets)),
+        keys=keys(options, len(sockets)),
     )
     print("ready", file=sys.stderr, flush=True)
     before = cpu()
@@ -100,6 +138,8 @@ def main() -> None:
     parser.add_argument("port", type=int, nargs="?")
     parser.add_argument("--digest", action="store_true")
     parser.add_argument("--reconnect", action="store_true", help="keep what may have to come again")
+    parser.add_argument("--key", action="store_true", help="tags with a key")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="TLS with these certificates")
     parser.add_argument("--compression", default="none")
     parser.add_argument("--threads", type=int, default=0, help="compressors (0: one per processor)")
     parser.add_argument("--channels", type=int, default=0, help="0: as many as the policy takes")

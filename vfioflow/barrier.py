@@ -156,7 +156,7 @@ async def back_to_running(
     """
     trouble: dict[str, str] = {}
     quiet = [d for d in devices if d.info.flags & Flags.P2P]
-    await _all(quiet, _to_quiet, trouble, timeout, None)
+    await _all(quiet, _to_quiet, trouble, timeout, observer)
     await _all(devices, _to_running, trouble, timeout, observer)
     return trouble
 
@@ -176,7 +176,10 @@ async def reset_all(
 
 async def states(devices: Sequence[Device], *, timeout: float) -> dict[str, str]:
     """Where each device stands, for a report: its state, or why it could not be asked."""
-    futures = {d.name: in_thread(getattr, d, "state", name=f"{d.name}-state") for d in devices}
+    futures = {
+        d.name: in_thread(getattr, d, "state", name=f"{d.name}-state", or_here=True)
+        for d in devices
+    }
     await settle(futures.values(), timeout=timeout)
     found: dict[str, str] = {}
     for name, future in futures.items():
@@ -197,7 +200,7 @@ async def _all(
     observer: Observer | None,
 ) -> None:
     futures = {
-        device: in_thread(action, device, name=f"{device.name}-back")
+        device: in_thread(action, device, name=f"{device.name}-back", or_here=True)
         for device in devices
         if device.name not in trouble
     }

@@ -26,6 +26,7 @@ from vfioflow.errors import (
     PeerLost,
     ProtocolError,
     RemoteError,
+    ResourceError,
 )
 from vfioflow.events import Observer, Phase, emit
 from vfioflow.hooks import Hooks, load_all
@@ -98,6 +99,7 @@ class Destination(Taker):
         observer: Observer | None,
         journal: Journal | None,
     ) -> None:
+        self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._control = control = caller.control
         self._keys = caller.keys
         self._offer = caller.offer
@@ -112,8 +114,8 @@ class Destination(Taker):
         self._lanes: list[_Lane] = []
         self._sockets: list[socket.socket | None] = []
         self._all_here = asyncio.Event()
+        self._switched = asyncio.Event()
         self._in: Inbound | None = None
-        self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._probe_wanted = 0
         self._loaded = False
         self._acknowledged = False
@@ -130,12 +132,15 @@ class Destination(Taker):
             await self._load()
             loaded = await self._validate()
             await finish(self._hand_over(loaded))
-        except BaseException as error:
+        except BaseException as caught:
             if self._committed:
                 raise
+            error = ResourceError.of(caught)
             await finish(self._go_back(error))
             if self.report.outcome == "in-doubt":
                 raise HandoverInDoubt(self.report.error) from error
+            if error is not caught:
+                raise error from caught
             raise
         finally:
             self.report.total_ms = (time.monotonic() - begin) * 1e3
@@ -244,19 +249,21 @@ class Destination(Taker):
         self._control.failure.add_done_callback(lambda done: _pass_on(done, failure))
         listening = asyncio.create_task(self._follow(failure))
         futures = [
-            in_thread(inbound.receiver.receive, channel, name=f"channel-{number}")
-            for number, channel in enumerate(inbound.channels)
+            in_thread(inbound.receive, number, name=f"channel-{number}")
+            for number in range(len(inbound.channels))
         ]
         try:
             await drive(
                 futures,
                 stop=inbound.stop,
                 failure=failure,
-                moved=lambda: sum(lane.offset for lane in inbound.lanes),
-                busy=lambda: [f"device {lane.name}" for lane in inbound.lanes if lane.busy],
+                busy=lambda: {f"device {x.name}": x.offset for x in inbound.lanes if x.busy},
                 stall_timeout=self._policy.stall_timeout,
+                stalled=lambda error: self._tell_early(self._control, error),
                 tick=self._progress,
             )
+            if all(lane.ended for lane in inbound.lanes):
+                await self._await_switchover(failure)
         finally:
             self._stuck = not all(future.done() for future in futures)
             loop.remove_reader(self._signal)
@@ -269,6 +276,20 @@ class Destination(Taker):
                     f"device {lane.name}: the source ended the connection"
                     f" after {lane.offset} bytes, before the stream's end"
                 )
+
+    async def _await_switchover(self, failure: asyncio.Future[None]) -> None:
+        """All data is here; the word before it goes over another connection, and may be slower."""
+        limit = self._policy.stall_timeout
+        heard = asyncio.create_task(self._switched.wait())
+        waited: set[asyncio.Future[Any]] = {heard, failure}
+        try:
+            await asyncio.wait(waited, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            heard.cancel()
+        if not self._switched.is_set():
+            if failure.done():
+                failure.result()
+            raise PeerLost(f"{self._control.peer} did not say that it switches over in {limit:g} s")
 
     def _look(self) -> None:
         """A pump passed something: pad bytes, a mark, or an end."""
@@ -303,6 +324,7 @@ class Destination(Taker):
             )
             if isinstance(message, messages.Switchover):
                 self._enter(Phase.STOP_COPY)
+                self._switched.set()
             elif isinstance(message, messages.Config):
                 try:
                     await self._take_config(message.devices)
@@ -413,17 +435,22 @@ class Destination(Taker):
         if not self._stuck:
             for lane in self._lanes:
                 lane.close()
-        if not self._loaded and not isinstance(error, AdmissionError):
+        if not (self._loaded or self._told or isinstance(error, AdmissionError)):
             await self._tell(self._control, failed)
         if self._touched:
+            unsure = await self.taking.discard(failed.reason)
+            if unsure and self._loaded and isinstance(reason, JournalError):
+                # COMMITTED may be on the disk: whoever comes back must find the state.
+                self._in_doubt(
+                    reason, f"The devices here hold the state and stay stopped: {unsure}"
+                )
+                return
             trouble = await barrier.reset_all(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
             )
             self._add_trouble(trouble, error)
-            unsure = await self.taking.discarded(failed.reason)
-            if self._loaded and trouble and unsure:
-                self._in_doubt(reason, f"The devices here could not all be reset, and {unsure}")
-            elif self._loaded:  # COMMIT was heard: the source may take its devices back
+            self.taking.discarded(failed.reason)
+            if self._loaded:  # COMMIT was heard: the source may take its devices back
                 await self._tell(self._control, messages.Discarded(reason=failed.reason))
 
     async def _close(self) -> None:

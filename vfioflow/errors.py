@@ -32,6 +32,7 @@ __all__ = [
     "PeerLost",
     "ProtocolError",
     "RemoteError",
+    "ResourceError",
     "StallError",
     "TakenBack",
     "VfioflowError",
@@ -84,6 +85,34 @@ class DeviceError(VfioflowError, OSError):
 
 class HookError(VfioflowError, RuntimeError):
     """A hook of the user's raised; what it raised is the ``__cause__``."""
+
+
+class ResourceError(VfioflowError, OSError):
+    """This host has no memory, threads or descriptors left, which ``errno`` tells apart.
+
+    The devices run at the source, as after any other failure.
+    """
+
+    exit_code = 9
+
+    def __init__(self, code: int, what: str) -> None:
+        super().__init__(code, f"out of resources: {what}: {os.strerror(code)}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    @classmethod
+    def of(cls, error: BaseException) -> BaseException:
+        """``error``, or a ResourceError in its place where that is what it means."""
+        if isinstance(error, MemoryError):
+            return cls(_errno.ENOMEM, str(error) or "memory")
+        if isinstance(error, OSError) and not isinstance(error, VfioflowError):
+            code = error.errno or 0
+            if code in (_errno.EMFILE, _errno.ENFILE):
+                return cls(code, "descriptors")
+            if code in (_errno.ENOMEM, _errno.ENOBUFS):
+                return cls(code, "memory")
+        return error
 
 
 class IllegalTransition(VfioflowError, ValueError):

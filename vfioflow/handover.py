@@ -10,7 +10,7 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -147,6 +147,7 @@ async def ask(
     *,
     limit: float,
     each: float,
+    heard: Callable[[], Awaitable[str]] | None = None,
 ) -> messages.Running | messages.Discarded:
     """Ask the destination, on new connections, what has become of a session that broke off.
 
@@ -158,6 +159,8 @@ async def ask(
         identity: of the journal in which the destination recorded LOADED, as far as that is known.
         limit: seconds to try again.
         each: seconds for one connection to be made.
+        heard: records that the destination runs, and returns why it could not; only after that the
+            destination is told that the source knows, upon which it may forget the session.
 
     Raises:
         RemoteError: it cannot say.
@@ -169,7 +172,9 @@ async def ask(
     problem: PeerError = PeerLost("it was not asked again")
     while (left := until - loop.time()) > 0:
         try:
-            return await _ask(address, guard, session, decision, identity, min(each, left), left)
+            return await _ask(
+                address, guard, session, decision, identity, min(each, left), left, heard
+            )
         except RemoteError:
             raise
         except PeerError as error:
@@ -187,6 +192,7 @@ async def _ask(
     identity: str,
     each: float,
     limit: float,
+    heard: Callable[[], Awaitable[str]] | None,
 ) -> messages.Running | messages.Discarded:
     control, _ = await call(address, session, guard, each)
     try:
@@ -194,7 +200,7 @@ async def _ask(
         answer = await control.expect(
             messages.Running, messages.Discarded, timeout=limit, what="what became of the session"
         )
-        if isinstance(answer, messages.Running):
+        if isinstance(answer, messages.Running) and heard is not None and not await heard():
             with suppress(PeerLost):
                 await control.send(messages.Goodbye())
         return answer
@@ -219,6 +225,7 @@ class Giving:
         self._guard = guard
         self._policy = policy
         self._identity = ""
+        self._unsure = False
 
     async def find(self) -> bool:
         """Whether the journal knows the session already; then this process holds its entry."""
@@ -243,12 +250,14 @@ class Giving:
     async def commit(self, identity: str) -> float:
         """S_COMMIT: before COMMIT is said.  Returns the seconds that it took.
 
-        ``identity`` is that of the destination's journal.  Raises JournalError: nothing is
-        committed, and the devices here may run again.
+        ``identity`` is that of the destination's journal.  Raises JournalError: COMMIT must not be
+        said, and :meth:`withdraw` tells whether the devices here may run again.
         """
         self._identity = identity
         self.log.lap()
+        self._unsure = True
         await self.log.record(Step.COMMITTED, identity=identity)
+        self._unsure = False
         return self.log.lap()
 
     async def deliver(self, control: Control) -> messages.Running:
@@ -298,6 +307,7 @@ class Giving:
             identity,
             limit=policy.resolve_timeout if limit is None else limit,
             each=policy.connect_timeout,
+            heard=self.released if decision == "run" else None,
         )
 
     async def released(self) -> str:
@@ -320,6 +330,25 @@ class Giving:
         if set(states.values()) != {"RUNNING"}:
             return ""
         return await self._note(Step.BACK, reason=reason)
+
+    async def withdraw(self) -> str:
+        """S_BACK before any device runs, where COMMITTED may be on the disk although writing it failed.
+
+        Else a process that comes back would take the commit for said.  Returns "", or why the
+        devices may not run: neither is BACK recorded, nor has the destination promised to discard.
+        """
+        if not self._unsure:
+            return ""
+        trouble = await self._note(Step.BACK, reason="the commit could not be recorded")
+        if not trouble:
+            return ""
+        try:
+            answer = await self.ask("discard")
+        except PeerError as error:
+            return f"{trouble}; the destination does not say that it discards the session: {error}"
+        if isinstance(answer, messages.Running):
+            return f"{trouble}; the destination RUNS this session"
+        return ""
 
     async def discard(self) -> str:
         """Tell a destination that may hold the state to let it go.  What went wrong, if that matters."""

@@ -8,8 +8,8 @@ import os
 import socket
 import termios
 from array import array
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from itertools import repeat
 from typing import TypeVar
 
@@ -49,24 +49,28 @@ class _Ends:
         keys: Sequence[bytes],
         sender: bool = False,
     ) -> None:
+        self._closed = False
         self._sockets = list(sockets)
         self.cancel = Cancel()
-        self.broken_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Readable when a connection broke."""
-        self.channels = [
-            Channel(sock, window, sender=sender, signal_fd=self.broken_fd, key=key)
-            for sock, key in zip(sockets, keys or repeat(b""), strict=False)
-        ]
+        with ExitStack() as owned:
+            self.broken_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            """Readable when a connection broke."""
+            owned.callback(os.close, self.broken_fd)
+            self.channels = [
+                Channel(sock, window, sender=sender, signal_fd=self.broken_fd, key=key)
+                for sock, key in zip(sockets, keys or repeat(b""), strict=False)
+            ]
+            owned.pop_all()
 
     def stop(self) -> None:
         """Make every pump return soon.  The channels cannot be used afterwards."""
         self.cancel.set()
         for sock in self._sockets:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            _shut_down(sock)
 
     def close(self, *, stuck: bool) -> None:
         """Close the sockets; where a pump is ``stuck``, as soon as it is done with them."""
+        self._closed = True
         for sock, channel in zip(self._sockets, self.channels, strict=True):
             if stuck:
                 channel.keep()
@@ -77,8 +81,7 @@ class _Ends:
     def _replace(self, number: int, sock: socket.socket) -> socket.socket:
         """Put another connection into the place of one that broke, which is returned, shut down."""
         old = self._sockets[number]
-        with suppress(OSError):
-            old.shutdown(socket.SHUT_RDWR)
+        _shut_down(old)
         self._sockets[number] = sock
         return old
 
@@ -162,8 +165,11 @@ class Outbound(_Ends):
         """
         old = self._replace(number, sock)
         channel = self.channels[number]
+        resumed = in_thread(channel.resume, sock, heard, self.cancel, name=f"resume-{number}")
         try:
-            await in_thread(channel.resume, sock, heard, self.cancel, name=f"resume-{number}")
+            # The thread has the socket: nobody may close it before it has ended.
+            await settle([resumed], on_cancel=lambda: _shut_down(sock))
+            resumed.result()
         finally:
             old.close()
 
@@ -198,6 +204,10 @@ class Inbound(_Ends):
         """Pad bytes received on all channels."""
         return sum(channel.pad_bytes for channel in self.channels)
 
+    def receive(self, number: int) -> bool:
+        """See :meth:`Receiver.receive`.  Blocking."""
+        return self.receiver.receive(self.channels[number])
+
     async def resume(self, number: int, sock: socket.socket, answer: bytes) -> None:
         """Go on over another connection, once ``answer`` and how far the old one got are sent on it.
 
@@ -205,15 +215,23 @@ class Inbound(_Ends):
         """
         channel = self.channels[number]
         async with self._resuming[number]:
-            with suppress(OSError):
-                self._sockets[number].shutdown(socket.SHUT_RDWR)
+            if self._closed:
+                raise PeerLost("the session has ended")
+            _shut_down(self._sockets[number])
             heard = await in_thread(channel.park, self.cancel, name=f"park-{number}")
             if heard is None:
                 raise PeerLost("the session ends")
             await send_all(sock, answer + HEARD.pack(heard))
+            if self._closed:
+                raise PeerLost("the session has ended")
             old = self._replace(number, sock)
             channel.unpark(sock)
             old.close()
+
+
+def _shut_down(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 async def drive(
@@ -221,23 +239,25 @@ async def drive(
     *,
     stop: Callable[[], None],
     failure: asyncio.Future[None],
-    moved: Callable[[], int],
-    busy: Callable[[], list[str]],
+    busy: Callable[[], Mapping[str, int]],
     stall_timeout: float,
+    stalled: Callable[[StallError], Awaitable[None]],
     tick: Callable[[], None],
 ) -> list[T]:
     """Wait for pumps that run on threads; the one place where they end together.
 
-    When one fails, when the peer does (``failure``), when nothing has ``moved`` for
-    ``stall_timeout`` seconds although some device is ``busy``, or on cancellation, ``stop`` is
-    called, all are waited for, and the reason is raised.  ``tick`` is called ten times a second.
+    When one fails, when the peer does (``failure``), when something is ``busy`` and does not move
+    for ``stall_timeout`` seconds, or on cancellation, ``stop`` is called, all are waited for, and
+    the reason is raised.  ``busy`` tells how far each that has something to do has come; it and
+    ``tick`` are called ten times a second.  A device that hangs may not let go of its pump, so what
+    is wrong is told to ``stalled`` before that is waited for.
 
     Raises:
         StallError: nothing moved.
         VfioflowError: the first failure; what the peer said goes before a connection that broke.
     """
     loop = asyncio.get_running_loop()
-    last, since = moved(), loop.time()
+    seen: dict[str, tuple[int, float]] = {}
     waiting = set(futures)
     try:
         while waiting:
@@ -250,12 +270,17 @@ async def drive(
             for future in done:
                 future.result()
             tick()
-            now = moved()
-            names = busy()
-            if now != last or not names:
-                last, since = now, loop.time()
-            elif waiting and loop.time() - since > stall_timeout:
-                raise StallError(f"{', '.join(names)}: nothing has moved for {stall_timeout:g} s")
+            now, before = loop.time(), seen
+            seen = {}
+            for name, moved in busy().items():
+                old = before.get(name)
+                seen[name] = old if old is not None and old[0] == moved else (moved, now)
+            still = [name for name, (_, since) in seen.items() if now - since > stall_timeout]
+            if waiting and still:
+                raise StallError(f"{', '.join(still)}: nothing has moved for {stall_timeout:g} s")
+    except StallError as error:
+        await stalled(error)
+        raise
     except PeerLost:
         await last_words(failure)
         raise

@@ -184,20 +184,26 @@ class Listener:
         Or for a session that an earlier process left in the journal and that is to be carried on
         here: because it was COMMITTED, or its source came back and says that it has committed.
         """
-        waiting = await self._waiting.get()
-        if isinstance(waiting, Revival):
-            return waiting
-        self._callers -= 1
-        self._session = Destination(
-            waiting,
-            self._devices,
-            policy=self._policy,
-            hooks=self._hooks,
-            observer=self._observer,
-            journal=self._journal,
-        )
-        self._past.add(waiting.session, self._session.taking)
-        return self._session
+        while True:
+            waiting = await self._waiting.get()
+            if isinstance(waiting, Revival):
+                return waiting
+            self._callers -= 1
+            try:
+                self._session = Destination(
+                    waiting,
+                    self._devices,
+                    policy=self._policy,
+                    hooks=self._hooks,
+                    observer=self._observer,
+                    journal=self._journal,
+                )
+            except OSError as error:  # out of descriptors
+                log.error("cannot serve a source: %s", error.strerror)
+                await waiting.control.close()
+                continue
+            self._past.add(waiting.session, self._session.taking)
+            return self._session
 
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -210,7 +216,11 @@ class Listener:
         while True:
             await self._make_room()
             try:
-                sock, where = await loop.sock_accept(listening)
+                # Not loop.sock_accept: a cancellation could lose what it has just accepted.
+                sock, where = listening.accept()
+            except BlockingIOError:
+                await _readable(listening)
+                continue
             except OSError as error:  # out of descriptors, or the peer is gone already
                 log.error("cannot accept a connection: %s", error.strerror)
                 await asyncio.sleep(_ACCEPT_PAUSE)
@@ -261,6 +271,7 @@ class Listener:
                 except TimeoutError:
                     raise PeerLost(f"it did not greet within {limit:g} s") from None
                 if preamble.attempt:
+                    self._no_stranger(asyncio.current_task())  # its token is looked at, at once
                     if self._session is None or not await self._session.take_again(preamble, sock):
                         # Zeros for a token: there is no such session, or not any more.
                         nobody = Preamble(preamble.role, preamble.channel, attempt=preamble.attempt)
@@ -327,3 +338,13 @@ class _Stranger:
 
     host: str
     since: float
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sock)

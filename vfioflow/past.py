@@ -66,6 +66,21 @@ class Past:
         for story in await self._log.call(lambda journal: journal.pending("destination")):
             if story.devices and story.devices.keys() <= names:
                 await self._begin(story)
+        await self._reset_leftovers()
+
+    async def _reset_leftovers(self) -> None:
+        """Devices of discarded sessions whose process died before it had reset them."""
+        stories = await self._log.call(lambda journal: journal.stories())
+        theirs = [story for story in stories if story.role == "destination"]
+        discarded = {n for s in theirs if s.step is Step.DISCARDED for n in s.devices}
+        claimed = {name for story in theirs if story.pending for name in story.devices}
+        mine = [device for device in self._devices if device.name in discarded - claimed]
+        states = await barrier.states(mine, timeout=self._policy.stall_timeout)
+        await barrier.reset_all(
+            [device for device in mine if states[device.name] != "RUNNING"],
+            timeout=self._policy.stall_timeout,
+            observer=self._observer,
+        )
 
     async def _begin(self, story: Story) -> None:
         if await self._log.call(lambda journal: journal.is_held(story)):

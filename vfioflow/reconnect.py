@@ -44,6 +44,9 @@ _LOOK = 0.1
 _PAUSES = (0.02, 0.5)
 """Seconds to wait before another try: the first time, and at most; each is twice the one before."""
 
+_LAST_WORDS = 1.0
+"""Seconds to wait for the peer's reason when it has no such session any more."""
+
 _GRACE = 1.0
 """Seconds that the destination waits longer than the source tries."""
 
@@ -170,6 +173,8 @@ class Redial(_Watch):
                 await asyncio.sleep(min(pause, left))
                 pause = min(2 * pause, _PAUSES[1])
             except PeerError as error:
+                # Why the destination gave the session up may still be on its way.
+                await asyncio.wait([self._control.failure], timeout=_LAST_WORDS)
                 self._give_up(f"{line} to {self._address} cannot be opened again: {error}")
                 return
             else:

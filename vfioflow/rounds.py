@@ -190,10 +190,11 @@ class Rounds:
                     await self._measure_again()
                 if moved or acknowledged.done():
                     last = time.monotonic()
-                elif time.monotonic() - last > self._policy.stall_timeout:
+                elif time.monotonic() - last > 2 * self._policy.stall_timeout:
+                    # Longer than the destination waits for its own devices: it knows the reason.
                     raise StallError(
                         "the destination has not acknowledged the initial data for"
-                        f" {self._policy.stall_timeout:g} s"
+                        f" {2 * self._policy.stall_timeout:g} s"
                     )
         finally:
             acknowledged.cancel()

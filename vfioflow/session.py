@@ -43,10 +43,12 @@ class Session:
         self._observer = observer
         self._phase = Phase.CONNECT
         # Whether a device's state was changed; whether COMMIT was said; whether a pump did not
-        # return, whose fds then stay open: closing them would free their numbers for others.
+        # return, whose fds then stay open: closing them would free their numbers for others;
+        # whether the peer knows already why this side gives up.
         self._touched = False
         self._committed = False
         self._stuck = False
+        self._told = False
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
@@ -70,6 +72,11 @@ class Session:
     def _in_doubt(self, error: BaseException, advice: str) -> None:
         self.report.outcome = "in-doubt"
         self.report.error = f"the hand-over is in doubt: {str(error) or 'cancelled'}. {advice}"
+
+    async def _tell_early(self, control: Control, error: VfioflowError) -> None:
+        """Tell the peer what is wrong, now: what has to be done first may take long."""
+        self._told = True
+        await self._tell(control, messages.Failed(reason=str(error)))
 
     async def _tell(self, control: Control, message: messages.Message) -> bool:
         """Tell the peer that this side gives up; whether it knows, as far as one can see here."""

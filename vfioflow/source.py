@@ -22,6 +22,7 @@ from vfioflow.errors import (
     NoConvergence,
     PeerLost,
     ProtocolError,
+    ResourceError,
     StallError,
     TakenBack,
     VfioflowError,
@@ -162,12 +163,15 @@ class Source(Session):
             await self._switch_over()
             await self._await_loaded()
             await finish(self._hand_over())
-        except BaseException as error:
+        except BaseException as caught:
+            error = ResourceError.of(caught)
             if self.report.outcome == "completed":
                 raise
             await finish(self._go_back(error))
             if self._committed and not isinstance(error, HandoverInDoubt):
                 raise HandoverInDoubt(self.report.error) from error
+            if error is not caught:
+                raise error from caught
             raise
         finally:
             self.report.total_ms = (time.monotonic() - begin) * 1e3
@@ -228,7 +232,7 @@ class Source(Session):
             )
         )
         answer = await control.expect(
-            messages.Accept, messages.Refuse, timeout=policy.stall_timeout, what="its verdict"
+            messages.Accept, messages.Refuse, timeout=2 * policy.stall_timeout, what="its verdict"
         )
         if isinstance(answer, messages.Refuse):
             raise AdmissionError(answer.reasons)
@@ -393,10 +397,11 @@ class Source(Session):
         self._journaled("commit", seconds + running.journal_seconds)
         self.report.downtime_ms = sum(self.report.steps_ms.values())
         self.report.outcome = "completed"
-        with suppress(PeerLost):
-            await self._peer.send(messages.Goodbye())
+        # Recorded first: a destination that hears goodbye may forget the session.
+        if not await self._giving.released():
+            with suppress(PeerLost):
+                await self._peer.send(messages.Goodbye())
         await self._release()
-        await self._giving.released()
         self._enter(Phase.DONE)
 
     def _journaled(self, step: str, seconds: float) -> None:
@@ -443,8 +448,12 @@ class Source(Session):
                 " start anything",
             )
             return
-        told = self._control is None or await self._tell(self._control, failed)
+        told = self._told or self._control is None or await self._tell(self._control, failed)
         told = told or isinstance(error, TakenBack)
+        if unsure := await self._giving.withdraw():
+            self._committed = True
+            self._in_doubt(error, f"The devices here stay stopped: {unsure}")
+            return
         if self._touched:
             trouble = await barrier.back_to_running(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
@@ -541,9 +550,11 @@ class Source(Session):
                 futures,
                 stop=out.stop,
                 failure=self._peer.failure,
-                moved=lambda: sum(channel.wire_bytes for channel in out.channels),
-                busy=self._busy,
+                busy=lambda: dict.fromkeys(
+                    self._busy(), sum(channel.wire_bytes for channel in out.channels)
+                ),
                 stall_timeout=self._policy.stall_timeout,
+                stalled=lambda error: self._tell_early(self._peer, error),
                 tick=self._progress,
             )
         finally:

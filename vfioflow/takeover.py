@@ -129,9 +129,9 @@ class Taking:
     async def committed(self) -> None:
         """D_COMMITTED: COMMIT was heard, and no device has been touched since.
 
-        Raises JournalError.  Then nothing has run here, and nothing may: a crash would leave a
-        journal by which the devices are free.  Resetting them now makes sure of it, and the source,
-        which holds the same state, can take it back: `discarded`.
+        Raises JournalError.  Then nothing has run here, and nothing may; but the record may be on the
+        disk.  Once DISCARDED is behind it the devices are reset, and the source, which holds the same
+        state, can take it back; without that it is in doubt.
         """
         await self.log.record(Step.COMMITTED)
 
@@ -153,16 +153,18 @@ class Taking:
         self._settle(message)
         return message, trouble
 
-    async def discarded(self, reason: str) -> str:
-        """D_DISCARDED: the devices are reset.  Why it could not be recorded, if so."""
-        trouble = ""
+    async def discard(self, reason: str) -> str:
+        """D_DISCARDED, before the devices are reset.  Why it could not be recorded, if so."""
         if self.log.entry is not None and self.log.entry.allows(Step.DISCARDED):
             try:
                 await self.log.record(Step.DISCARDED, reason=reason)
             except JournalError as error:
-                trouble = str(error)
+                return str(error)
+        return ""
+
+    def discarded(self, reason: str) -> None:
+        """The devices are reset: from now on a source that asks is told so."""
         self._settle(messages.Discarded(reason=reason))
-        return trouble
 
     async def told(self) -> None:
         """The source knows that it runs: the entry has served its purpose."""
@@ -243,6 +245,8 @@ class Taker(Session):
             # Closing before the source has read it could destroy it.
             limit = self._policy.connect_timeout + self._patience
             waits.add(asyncio.create_task(_say(control, message, limit)))
+        for each in waits:  # one that ends badly beside another that ends well is no news
+            each.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             while waits:
                 done, waits = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -7,18 +7,27 @@ process from ending.
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
+
+from vfioflow.errors import ResourceError
 
 __all__ = ["finish", "in_thread", "settle"]
 
 T = TypeVar("T")
 
 
-def in_thread(function: Callable[..., T], *args: Any, name: str) -> asyncio.Future[T]:
-    """Start ``function(*args)`` on a new thread; the future has its result or exception."""
+def in_thread(
+    function: Callable[..., T], *args: Any, name: str, or_here: bool = False
+) -> asyncio.Future[T]:
+    """Start ``function(*args)`` on a new thread; the future has its result or exception.
+
+    Where no thread can be had that is a ResourceError; or, for calls that must be made, they are
+    made ``or_here``, before this returns.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     # Whoever waits sees the exception; one that nobody waits for any more is no news.
@@ -37,7 +46,13 @@ def in_thread(function: Callable[..., T], *args: Any, name: str) -> asyncio.Futu
         if not loop.is_closed():
             loop.call_soon_threadsafe(tell, outcome)
 
-    threading.Thread(target=body, name=f"vfioflow-{name}", daemon=True).start()
+    try:
+        threading.Thread(target=body, name=f"vfioflow-{name}", daemon=True).start()
+    except (RuntimeError, MemoryError):
+        if or_here:
+            body()
+        else:
+            future.set_exception(ResourceError(errno.EAGAIN, f"no thread for {name}"))
     return future
 
 

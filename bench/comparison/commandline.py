@@ -7,7 +7,13 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-DEFAULTS = {"raw": (4.0, 7), "compressed": (4.0, 5), "scale": (32.0, 3), "quick": (1.0, 3)}
+DEFAULTS = {
+    "raw": (4.0, 7),
+    "compressed": (4.0, 5),
+    "scale": (32.0, 3),
+    "security": (2.0, 7),
+    "quick": (1.0, 3),
+}
 """GiB and rounds of each comparison."""
 
 
@@ -20,7 +26,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
         "what",
         choices=tuple(DEFAULTS),
         help="raw: as it is; compressed: what auto chooses; scale: real migrations; "
-        "quick: a few of each against stored ratios",
+        "security: with a key and by TLS; quick: a few of each against stored ratios",
     )
     result.add_argument(
         "--gib",

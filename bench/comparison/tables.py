@@ -24,6 +24,11 @@ def raw(cells: Sequence[Cell]) -> list[Table]:
     ]
 
 
+def security(cells: Sequence[Cell]) -> Table:
+    """What protection costs."""
+    return movers("memfd to memfd, with digests", cells, ("wire", "devices"), "plain")
+
+
 def peers(cells: Sequence[Cell]) -> list[Table]:
     """Programs that compress."""
     return (

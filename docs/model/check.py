@@ -79,7 +79,7 @@ class Search:
         """Whether nothing was left out, and nothing was found."""
         cut = re.search(
             r"max search depth too small|out of memory|memory limit|not completed|hash table full"
-            r"|truncated|VECTORSZ",
+            r"|MEMLIM bound|truncated|VECTORSZ",
             self.text,
         )
         return "errors: 0" in self.text and cut is None and self.states > 0
@@ -98,11 +98,13 @@ class Search:
 
 
 def row(*columns: object) -> None:
+    """A line of a table."""
     widths = (36, 16, 12, 7, 6, 5)
     print(*(str(c).ljust(w) for c, w in zip(columns, widths, strict=False)), flush=True)
 
 
 def main() -> int:
+    """All searches, then all mutants."""
     wrong = []
     row("search", "may happen", "states", "depth", "MB", "s")
     for name, budget in [*SEARCHES, ENDS]:

@@ -409,7 +409,7 @@ cdef class Channel:
 
     def look(self):
         """Notice a connection that broke while no pump used it; whether it is broken.  For a sender."""
-        return window_look(&self.c.window, self.c.fd)
+        return window_look(&self.c.window, &self.c.fd)
 
     def resume(self, socket, uint64_t heard, Cancel cancel not None):
         """Go on sending over ``socket``, whose receiver has dealt with ``heard`` bytes.

@@ -217,7 +217,9 @@ cdef class Receiver:
         if status < 0:
             return fail(fault, AT_FRAME, status, -1, 0)
         wire.size = frame_size(channel, frame)
-        if channel.mac == NULL and self.may_splice(frame, wire):
+        # With a window a frame whose connection breaks comes again, so none of it may be with the device;
+        # with a key all of it must be seen first.
+        if channel.window.size == 0 and channel.mac == NULL and self.may_splice(frame, wire):
             return self.deliver(frame, NULL, wire, fault)
         if frame.length > 0:
             wire.broken = recv_payload(wire.fd, arrived, frame.length)

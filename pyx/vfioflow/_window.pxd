@@ -30,7 +30,7 @@ cdef int window_open(window_t *window, size_t size, bint sender, int signal_fd) 
 cdef void window_close(window_t *window) noexcept nogil
 # The sender's
 cdef int window_send(window_t *window, int *fd, const iovec *parts, int count, Cancel cancel) noexcept nogil
-cdef bint window_look(window_t *window, int fd) noexcept nogil
+cdef bint window_look(window_t *window, const int *fd) noexcept nogil
 cdef int window_resume(window_t *window, int *fd, int new_fd, uint64_t heard) noexcept nogil
 cdef int window_flush(window_t *window, int *fd, Cancel cancel) noexcept nogil
 # The receiver's

@@ -205,11 +205,11 @@ cdef int window_flush(window_t *window, int *fd, Cancel cancel) noexcept nogil:
     return status
 
 
-cdef bint window_look(window_t *window, int fd) noexcept nogil:
+cdef bint window_look(window_t *window, const int *fd) noexcept nogil:
     """Whether the connection is broken, without waiting; for a sender that may be idle."""
     if pthread_mutex_trylock(&window.lock) == 0:
         if window.ring != NULL:
-            read_acks(window, fd)
+            read_acks(window, fd[0])
         pthread_mutex_unlock(&window.lock)
     return window.broken != 0
 

@@ -11,6 +11,7 @@ import pytest
 from processes import running
 
 from comparison.wires import Veth, why_no_veth
+from vfioflow.wire.security import write_psk
 
 MIB = 1 << 20
 
@@ -33,17 +34,19 @@ seed = 2
 
 
 @pytest.mark.skipif(why_no_veth() is not None, reason=str(why_no_veth()))
-def test_the_demo_set_between_two_network_namespaces():
+def test_the_demo_set_between_two_network_namespaces(tmp_path):
     devices = files("vfioflow.cli").joinpath("demo.toml")
+    key = tmp_path / "migration.key"
+    write_psk(key)
     with Veth() as veth:
         with running(
-            "receive", "--devices", devices, "--listen", f"tcp://{veth.host}:0", "--json",
+            "receive", "--psk", key, "--devices", devices, "--listen", f"tcp://{veth.host}:0", "--json",
             prefix=veth.receiving([]),
         ) as receive:  # fmt: skip
             listening = receive.wait_for("listening on ").split()[-1]
             assert listening.startswith(f"tcp://{veth.host}:")
             with running(
-                "send", "--devices", devices, "--to", listening, "--json",
+                "send", "--psk", key, "--devices", devices, "--to", listening, "--json",
                 "--on-no-convergence=switchover", "--precopy-timeout=20s",
                 prefix=veth.sending([]),
             ) as send:  # fmt: skip

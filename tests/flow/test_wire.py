@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import threading
 
 import pytest
 from session import assert_source_runs, assert_went_back, migrate, quiet_set, run
@@ -22,7 +23,7 @@ from vfioflow import (
 )
 from vfioflow import migrate as api_migrate
 from vfioflow.devices.sim import ledger
-from vfioflow.events import BarrierPassed
+from vfioflow.events import BarrierPassed, Phase, PhaseEntered
 from vfioflow.wire.opening import Preamble, Role
 
 S = State
@@ -303,6 +304,59 @@ def test_a_wire_that_is_back_after_the_commit_completes_it(devices):
     assert (outcome.source.error, outcome.destination.error) == (None, None)
     assert {d.state for d in source} == {S.STOP}
     assert {d.state for d in destination} == {S.RUNNING}
+
+
+def test_word_of_the_switchover_may_be_slower_than_the_data(devices):
+    """The control connection is held until the destination's pumps have taken all data."""
+    source, destination = devices(quiet_set)
+    held, all_taken = asyncio.Event(), asyncio.Event()
+    waits = []
+
+    @contextlib.asynccontextmanager
+    async def through(target):
+        host, port = target.removeprefix("tcp://").rsplit(":", 1)
+        made = []
+
+        async def pump(reader, writer, control):
+            while data := await reader.read(65536):
+                if control and held.is_set():
+                    await all_taken.wait()
+                writer.write(data)
+            writer.write_eof()
+
+        async def accept(reader, writer):
+            made.append(writer)
+            control = len(made) == 1
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+            await asyncio.gather(pump(reader, far_writer, control), pump(far_reader, writer, False))
+            far_writer.close()
+            writer.close()
+
+        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+            yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    def join():
+        for thread in threading.enumerate():
+            if thread.name.startswith("vfioflow-channel-"):
+                thread.join()
+
+    async def let_go():
+        await asyncio.to_thread(join)
+        for _ in range(100):  # the destination has every chance to go on without the word
+            await asyncio.sleep(0)
+        all_taken.set()
+
+    def watch(side, event):
+        if side == "source" and event == PhaseEntered(Phase.STOP_COPY):
+            held.set()
+        if side == "source" and event == PhaseEntered(Phase.HAND_OVER):
+            waits.append(asyncio.create_task(let_go()))
+
+    outcome = migrate(source, destination, through=through, watch=watch)
+    assert outcome.source_error is None
+    assert outcome.destination_error is None
+    assert outcome.digests_match
+    assert all_taken.is_set()
 
 
 def test_a_source_that_had_to_wait_does_not_take_that_for_the_wires_round_trip(devices):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import struct
@@ -27,9 +28,11 @@ from vfioflow.errors import (
     ProtocolError,
 )
 from vfioflow.states import State
+from vfioflow.wire.keys import TAG_SIZE
 
 CHUNK = 4096
 LANES = 2
+KEY = bytes(range(32))
 
 
 def eventually(condition: Callable[[], bool], pump: threading.Thread) -> None:
@@ -74,11 +77,11 @@ def channel(data: bytes) -> None:
     """One channel does exactly what the model of it says, to the last byte of every device."""
     if not data:
         return
-    digests, repair, window, pages, patient = (bool(data[0] & 1 << bit) for bit in range(5))
+    digests, repair, window, pages, patient, keyed = (bool(data[0] & 1 << bit) for bit in range(6))
     stream = data[1:MOST]
     if repair:
         stream = streams.repaired(stream, chunk=CHUNK)
-    splice = pages and not digests
+    splice = pages and not digests and not window and not keyed
     wanted = model.run(stream, lanes=LANES, chunk=CHUNK, digests=digests, splice=splice)
     if (
         wanted.how == "waits" and not patient
@@ -89,13 +92,13 @@ def channel(data: bytes) -> None:
     with contextlib.ExitStack() as stack:
         sinks = _Sinks(stack, LANES, pages=pages)
         into = [InLane(f"dev{number}", port) for number, port in enumerate(sinks.ports)]
-        near, far = map(stack.enter_context, fed(stream))
+        near, far = map(stack.enter_context, fed(streams.tagged(stream, KEY) if keyed else stream))
         cancel = Cancel()
         pool = Pool(CHUNK, 2)
         signal = os.eventfd(0, os.EFD_NONBLOCK)
         stack.callback(os.close, signal)
         receiver = Receiver(into, pool, cancel, signal, digests=digests)
-        taken = Channel(near, 8 * CHUNK if window else 0)
+        taken = Channel(near, 8 * CHUNK if window else 0, key=KEY if keyed else b"")
         how = _receive(receiver, taken, cancel, wanted, into, window=window)
         assert how == wanted.how, f"{how} instead of {wanted.how}"
         assert pool.in_use == 0
@@ -107,7 +110,8 @@ def channel(data: bytes) -> None:
             assert sinks.content(number, lane.offset) == expected.content
         near.close()
         if window and how == "close":
-            assert far.recv(MOST)[-8:] == struct.pack("<Q", wanted.dealt_with)
+            whole = wanted.dealt_with + (wanted.read * TAG_SIZE if keyed else 0)
+            assert far.recv(MOST)[-8:] == struct.pack("<Q", whole)
 
 
 def _receive(
@@ -151,6 +155,26 @@ def _receive(
     else:
         run()
     return found[0]
+
+
+def tags(data: bytes) -> None:
+    """A channel with a key, and bytes whose tags nobody made right: no device gets anything."""
+    stream = data[:MOST]
+    with contextlib.ExitStack() as stack:
+        sinks = _Sinks(stack, LANES, pages=False)
+        into = [InLane(f"dev{number}", port) for number, port in enumerate(sinks.ports)]
+        near, _ = map(stack.enter_context, fed(stream))
+        signal = os.eventfd(0, os.EFD_NONBLOCK)
+        stack.callback(os.close, signal)
+        receiver = Receiver(into, Pool(CHUNK, 2), Cancel(), signal, digests=True)
+        key = hashlib.sha256(stream).digest()  # that nobody can foretell
+        try:
+            receiver.receive(Channel(near, key=key))
+        except (PeerLost, IntegrityError, ProtocolError) as error:
+            reason(error)
+        else:
+            raise AssertionError("a tag was forged")
+        assert [lane.frames for lane in into] == [0] * LANES
 
 
 def channels(data: bytes) -> None:

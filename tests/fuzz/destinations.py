@@ -19,7 +19,9 @@ from sessions import (
     GREET,
     HEAR,
     JOURNAL,
+    KEY,
     OPEN,
+    PSK,
     RAW,
     WHOLE,
     WINDOW,
@@ -27,10 +29,12 @@ from sessions import (
     device,
     ended,
     exactly,
+    greeting,
     kept_journal,
     picked,
     run,
     script,
+    security,
     steps,
 )
 
@@ -148,7 +152,9 @@ async def _migrate(data: bytes) -> BaseException | None:
         listening.setblocking(False)
         server = _Server(listening)
         address = str(Address.of(listening))
-        session = asyncio.create_task(migrate([here], address, policy=policy, journal=journal))
+        session = asyncio.create_task(
+            migrate([here], address, policy=policy, journal=journal, security=security(data))
+        )
         try:
             await server.greeted.wait()
             await _be_destination(server, data)
@@ -171,9 +177,7 @@ async def _be_destination(server: _Server, data: bytes) -> None:
     if data[0] & GREET:
         await server.say(server.control, Preamble(Role.CONTROL).pack())
         if (theirs := await server.hear()) is not None:
-            mine = messages.encode(streams.control_messages()[0])
-            await server.send(mine)
-            server.keys = Keys(theirs + mine)
+            await _greet(server, theirs, PSK if data[0] & KEY else b"")
     for what, payload in steps(data):
         number = payload[0] if payload else 0
         if what == WHOLE:
@@ -189,6 +193,19 @@ async def _be_destination(server: _Server, data: bytes) -> None:
             await server.tell(what, payload)
 
 
+async def _greet(server: _Server, theirs: bytes, psk: bytes) -> None:
+    """The rest of the greetings."""
+    hello = messages.decode(theirs)
+    assert isinstance(hello, messages.Hello)
+    mine = greeting(hello.session, key=bool(psk))
+    await server.send(mine)
+    server.keys = Keys(theirs + mine, psk)
+    if psk:
+        await server.hear()
+        await server.send(messages.encode(messages.Proof(proof=server.keys.proof("destination"))))
+        server.seal = server.keys.seal("destination")
+
+
 async def _settled(server: _Server) -> None:
     """Until the device's whole stream is there, if it comes soon."""
     with contextlib.suppress(TimeoutError):
@@ -200,7 +217,10 @@ async def _settled(server: _Server) -> None:
 
 
 def _arrived(server: _Server) -> model.Outcome:
-    return model.run(bytes(server.received.get(0, b"")), lanes=1, chunk=1 << 20, digests=True)
+    frames = bytes(server.received.get(0, b""))
+    if server.seal is not None:
+        frames = streams.untagged(frames)
+    return model.run(frames, lanes=1, chunk=1 << 20, digests=True)
 
 
 def loaded(server: _Server) -> messages.Loaded:
@@ -236,6 +256,7 @@ def scripts() -> Iterable[bytes]:
     end = [*picked(messages.SwitchoverAck), (HEAR, b""), (WHOLE, b""), (HEAR, b"")]
     yield script(GREET, *begin, *end)
     yield script(GREET | JOURNAL, *begin, *end)
+    yield script(GREET | KEY, *begin, *end)
     yield script(GREET, *begin, *end[1:])
     yield script(GREET | WINDOW, *begin, *end)
     yield script(GREET | WINDOW, *begin, (AGAIN, b"\1\0\1" + HEARD.pack(4)), *end)

@@ -31,3 +31,9 @@ def reason(error: BaseException) -> str:
     text = str(error)
     assert text, f"{error!r} says nothing"
     return text
+
+
+def shown(error: BaseException) -> None:
+    """The same of an error that repeats what a peer said: also fit for a terminal, and of one line."""
+    text = reason(error)
+    assert text.isprintable(), f"{text!r} is not fit for a terminal"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import streams
+from inputs import shown
 
 from vfioflow import (
     SimDevice,
@@ -26,7 +27,8 @@ from vfioflow import (
 from vfioflow.journal import Journal
 from vfioflow.wire import messages
 from vfioflow.wire.control import MAX_MESSAGE
-from vfioflow.wire.keys import Keys
+from vfioflow.wire.keys import TAG_SIZE, Keys, Seal
+from vfioflow.wire.security import Security
 
 T = TypeVar("T")
 
@@ -34,9 +36,10 @@ RAW, FRAMED, PICK, OPEN, DATA, WHOLE, HEAR, AGAIN = range(8)
 """Steps: bytes for the control connection; the same with a head; one of `streams.control_messages`;
 open a channel; frames for it; a device's whole stream for it; wait for a message; open a connection again."""
 
-GREET, WINDOW, JOURNAL = 1, 2, 4
-"""Options: the greetings are exchanged first; connections may be opened again; there is a journal."""
+GREET, WINDOW, JOURNAL, KEY = 1, 2, 4, 8
+"""Options: the greetings are exchanged first; connections may be opened again; a journal; a key."""
 
+PSK = bytes(range(16))
 MOST_STEPS = 40
 PATIENCE = 0.25
 """Seconds to wait for a message that may not come.  Once: after that nothing is waited for."""
@@ -108,6 +111,19 @@ def picked(*kinds: type[messages.Message]) -> list[tuple[int, bytes]]:
     return [(PICK, bytes([known.index(kind)])) for kind in kinds]
 
 
+def greeting(session: str, *, key: bool) -> bytes:
+    """A hello."""
+    return messages.encode(
+        messages.Hello(
+            version=messages.VERSION,
+            software="a script",
+            session=session,
+            nonce=bytes(messages.NONCE_SIZE),
+            key=key,
+        )
+    )
+
+
 class Peer:
     """One side's connections, in the hands of a script."""
 
@@ -116,7 +132,9 @@ class Peer:
         self.channels: dict[int, socket.socket] = {}
         self.keys: Keys | None = None
         self.patient = True
-        self.heard = 0
+        self.heard = self.sent = 0
+        self.seal: Seal | None = None
+        """Of the messages of this side, once both have shown that they have the key."""
         self._loop = asyncio.get_running_loop()
 
     async def say(self, sock: socket.socket | None, data: bytes) -> None:
@@ -128,7 +146,16 @@ class Peer:
 
     async def send(self, message: bytes) -> None:
         """A message with its head."""
-        await self.say(self.control, streams.framed(message, self.heard))
+        self.sent += 1
+        data = streams.framed(message, self.heard)
+        if self.seal is not None:
+            data += self.seal.tag(self.sent, data)
+        await self.say(self.control, data)
+
+    async def tagged(self, number: int, frames: bytes) -> None:
+        """Frames over a channel, with tags where there is a key; only the first ones' can be right."""
+        key = self.keys.frames(number) if self.keys is not None else b""
+        await self.say(self.channels.get(number), streams.tagged(frames, key) if key else frames)
 
     async def hear(self) -> bytes | None:
         """The next message on the control connection, if one comes soon."""
@@ -139,6 +166,8 @@ class Peer:
                 size, _ = struct.unpack("<II", await exactly(self.control, 8))
                 if 0 < size <= MAX_MESSAGE:  # else a preamble that the script has not asked for
                     message = await exactly(self.control, size)
+                    if self.seal is not None:
+                        await exactly(self.control, TAG_SIZE)
                     self.heard += 1
                     return message
         except (OSError, TimeoutError):
@@ -201,9 +230,14 @@ async def ended(task: asyncio.Task[Any], *, cancel: bool) -> BaseException | Non
     if error is not None:
         if not isinstance(error, VfioflowError):
             raise error
-        assert str(error)
+        shown(error)
         assert error.exit_code > 1, "an internal error"
     return error
+
+
+def security(data: bytes) -> Security:
+    """A key, if the options say so."""
+    return Security(psk=PSK if data[0] & KEY else None)
 
 
 @contextlib.contextmanager

@@ -18,17 +18,21 @@ from sessions import (
     GREET,
     HEAR,
     JOURNAL,
+    KEY,
     OPEN,
+    PSK,
     RAW,
     WHOLE,
     Peer,
     device,
     ended,
     exactly,
+    greeting,
     kept_journal,
     picked,
     run,
     script,
+    security,
     steps,
     stream,
 )
@@ -60,7 +64,9 @@ async def _destination(data: bytes) -> BaseException | None:
     policy = Policy(connect_timeout=5, stall_timeout=5, resolve_timeout=sessions.PATIENCE)
     with device() as there, kept_journal(data) as journal:
         where = "tcp://127.0.0.1:0"
-        async with listen(where, [there], policy=policy, journal=journal) as listener:
+        async with listen(
+            where, [there], policy=policy, journal=journal, security=security(data)
+        ) as listener:
             session = asyncio.create_task(listener.receive())
             address = Address.parse(listener.address)
             peer = Peer()
@@ -98,20 +104,24 @@ async def _be_source(peer: Peer, address: Address, data: bytes) -> None:
     if options & GREET:
         with contextlib.suppress(OSError):
             await exactly(peer.control, len(first))
-        hello = messages.encode(streams.control_messages()[0])
+        hello = greeting("s", key=bool(options & KEY))
         await peer.send(hello)
         if (answer := await peer.hear()) is not None:
-            peer.keys = Keys(hello + answer)
+            peer.keys = Keys(hello + answer, PSK if options & KEY else b"")
+        if options & KEY and peer.keys is not None:
+            await peer.send(messages.encode(messages.Proof(proof=peer.keys.proof("source"))))
+            await peer.hear()
+            peer.seal = peer.keys.seal("source")
     for what, payload in steps(data):
         number = payload[0] if payload else 0
         if what == OPEN and peer.keys is not None and number not in peer.channels:
             token = peer.keys.token(Role.DATA, number, 0)
             peer.channels[number] = await _dial(address, Preamble(Role.DATA, number, token).pack())
         elif what == DATA:
-            await peer.say(peer.channels.get(number), streams.repaired(payload[1:], chunk=CHUNK))
+            await peer.tagged(number, streams.repaired(payload[1:], chunk=CHUNK))
         elif what == WHOLE:
             frames = streams.Stream().add(model.RAW, 0, stream()).add(model.END, 0)
-            await peer.say(peer.channels.get(number), frames.other(model.CLOSE).bytes())
+            await peer.tagged(number, frames.other(model.CLOSE).bytes())
         elif what == AGAIN and len(payload) > 2 and peer.keys is not None:
             await _dial_again(peer, address, payload)
         else:
@@ -151,11 +161,13 @@ def scripts() -> Iterable[bytes]:
     again = (AGAIN, b"\1\0\1" + HEARD.pack(3))
     yield script(GREET, *begin, *picked(messages.Switchover), *end)
     yield script(GREET | JOURNAL, *begin, *end)
+    yield script(GREET | KEY, *begin, *end)
     yield script(GREET | JOURNAL, *picked(messages.Resolve), (HEAR, b""))
     probe = messages.encode(messages.Probe(size=1000))
     pads = streams.Stream().other(model.PAD, 1000).bytes()
     yield script(GREET, *begin, (FRAMED, probe), (DATA, b"\0" + pads), (HEAR, b""), *end)
     yield script(GREET, *begin, *end[:2], *picked(messages.Failed))
+    yield script(GREET | KEY, *lasting, (AGAIN, b"\1\0\1" + HEARD.pack(4)), *end)
     yield script(GREET, *lasting, again, (AGAIN, b"\0\0\1"), *end)
     for one in streams.channels():
         yield script(GREET, *begin, (DATA, b"\0" + one))

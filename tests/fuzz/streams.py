@@ -9,8 +9,10 @@ import zstandard
 from model import CLOSE, END, HEADER, MARK, PAD, RAW, ZERO, ZSTD
 
 from vfioflow import _frame
+from vfioflow._mac import Mac, tag_of
 from vfioflow._simstate import block_digest
 from vfioflow.wire import messages
+from vfioflow.wire.keys import TAG_SIZE
 from vfioflow.wire.opening import HEARD, Preamble, Role
 
 TEXT = b"".join(b"%06d register\0" % i for i in range(64))
@@ -73,6 +75,27 @@ RECORD = struct.Struct("<IIIIIIQ")
 BLOCK = 2
 
 
+def tagged(data: bytes, key: bytes, *, first: int = 0) -> bytes:
+    """The same frames with right tags, of which the first has this number."""
+    mac = Mac(key)
+    return b"".join(
+        frame + tag_of(mac, number, frame[: HEADER.size], frame[HEADER.size :])
+        if len(frame) >= HEADER.size
+        else frame
+        for number, frame in enumerate(split(data, chunk=1 << 20), first)
+    )
+
+
+def untagged(data: bytes) -> bytes:
+    """Frames without their tags, which are not looked at."""
+    parts, at = [], 0
+    while at < len(data):
+        end = at + HEADER.size + int.from_bytes(data[at + 4 : at + 8], "little")
+        parts.append(data[at:end])
+        at = end + TAG_SIZE
+    return b"".join(parts)
+
+
 def resealed(stream: bytes) -> bytes:
     """A simulated device's stream with right checks in all records that are whole."""
     parts, at = [], 0
@@ -110,7 +133,9 @@ def control_messages() -> list[messages.Message]:
             software="vfioflow 1",
             session="s",
             nonce=bytes(messages.NONCE_SIZE),
+            key=False,
         ),
+        messages.Proof(proof=bytes(32)),
         offer(device),
         offer(device, window=1 << 20, reconnect_seconds=0.1),
         messages.Accept(load_seconds=0.1),

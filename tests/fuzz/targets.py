@@ -23,15 +23,18 @@ import msgspec
 import sessions
 import sources
 import streams
-from inputs import MOST, fed, reason
+from inputs import MOST, fed, reason, shown
 
 from vfioflow.cli.options import BANDWIDTH, DURATION, SIZE
 from vfioflow.devices import config, host
 from vfioflow.devices.profile import parse_arc
 from vfioflow.devices.sizes import parse_size
 from vfioflow.errors import (
+    AuthenticationError,
     ConfigError,
+    IntegrityError,
     JournalError,
+    PeerError,
     PeerLost,
     ProtocolError,
     RemoteError,
@@ -41,7 +44,10 @@ from vfioflow.policy import Policy
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address, bind
 from vfioflow.wire.control import MAX_MESSAGE, Control
+from vfioflow.wire.greeting import answer
+from vfioflow.wire.keys import TAG_SIZE, Keys
 from vfioflow.wire.opening import Preamble, read_preamble
+from vfioflow.wire.security import Guard, Security
 
 
 def message(data: bytes) -> None:
@@ -57,40 +63,58 @@ def message(data: bytes) -> None:
 
 def control(data: bytes) -> None:
     """A whole control connection: all messages up to the first that is wrong, then a reason."""
-    stream = data[:MOST]
-    heard, ends = _control_model(stream)
-    sessions.run(_control(stream, heard, ends))
+    if not data:
+        return
+    keys = Keys(b"transcript", b"key") if data[0] & 1 else None
+    stream, heard, ends = _control_model(data[1:MOST], keys, sealed=bool(data[0] & 2))
+    sessions.run(_control(stream, heard, ends, keys))
 
 
-def _control_model(stream: bytes) -> tuple[list[messages.Message], type[Exception]]:
+def _control_model(
+    data: bytes, keys: Keys | None, *, sealed: bool
+) -> tuple[bytes, list[messages.Message], type[Exception]]:
+    """What is sent (with right tags, if ``sealed``), what is heard of it, and how it ends."""
+    seal = keys.seal("destination") if keys is not None else None
+    stream, at, acknowledged = b"", 0, 0
     found: list[messages.Message] = []
-    at = acknowledged = 0
-    while len(stream) - at >= 8:
-        size, heard = struct.unpack_from("<II", stream, at)
+    while len(data) - at >= 8:
+        size, heard = struct.unpack_from("<II", data, at)
         if not 0 < size <= MAX_MESSAGE:
-            return found, ProtocolError
-        body = stream[at + 8 : at + 8 + size]
-        if len(body) < size:
+            return stream + data[at:], found, ProtocolError
+        whole = data[at : at + 8 + size]
+        if len(whole) < 8 + size:
             break
         at += 8 + size
+        stream += whole
+        if seal is not None:
+            right = seal.tag(len(found) + 1, whole)
+            tag = right if sealed else data[at : at + TAG_SIZE]
+            at += 0 if sealed else TAG_SIZE
+            stream += tag
+            if len(tag) < TAG_SIZE:
+                break
+            if tag != right:
+                return stream, found, IntegrityError
         try:
-            one = messages.decode(body)
+            one = messages.decode(whole[8:])
         except msgspec.DecodeError:
-            return found, ProtocolError
+            return stream, found, ProtocolError
         if not acknowledged <= heard <= 2:
-            return found, ProtocolError
+            return stream, found, ProtocolError
         acknowledged = heard
         if isinstance(one, messages.Failed):
-            return found, RemoteError
+            return stream, found, RemoteError
         found.append(one)
-    return found, PeerLost
+    return stream + data[at:] if seal is None or sealed else stream, found, PeerLost
 
 
-async def _control(stream: bytes, heard: list[messages.Message], ends: type[Exception]) -> None:
+async def _control(
+    stream: bytes, heard: list[messages.Message], ends: type[Exception], keys: Keys | None
+) -> None:
     near, far = fed(stream)
     with near, far:
         near.setblocking(False)
-        connection = Control(near)
+        connection = Control(near, side="source", keys=keys)
         try:
             for _ in range(2):
                 await connection.send(messages.ProbeDone())
@@ -102,10 +126,33 @@ async def _control(stream: bytes, heard: list[messages.Message], ends: type[Exce
             await asyncio.wait([connection.failure])
             error = connection.failure.exception()
             assert type(error) is ends, f"{error!r} instead of {ends.__name__}"
-            reason(error)
+            shown(error)
             assert connection.heard == len(heard)
         finally:
             await connection.close()
+
+
+def greeting(data: bytes) -> None:
+    """What a source says first, to a destination with a key or without."""
+    if data:
+        sessions.run(
+            _greeting(data[1:MOST], Guard(psk=b"0123456789abcdef" if data[0] & 1 else b""))
+        )
+
+
+async def _greeting(data: bytes, guard: Guard) -> None:
+    near, far = fed(data)
+    with near, far:
+        near.setblocking(False)
+        try:
+            made, session, keys = await answer(near, guard)
+        except PeerError as error:  # of several kinds
+            shown(error)
+        else:
+            assert not guard.psk, "a proof was forged"
+            assert check_session(session) == session
+            assert not keys.keyed
+            await made.close()
 
 
 def preamble(data: bytes) -> None:
@@ -116,12 +163,13 @@ def preamble(data: bytes) -> None:
 async def _preamble(data: bytes) -> None:
     near, far = fed(data)
     with near, far:
+        near.setblocking(False)
         try:
             found = await read_preamble(near, 60)
-        except ProtocolError as error:
-            reason(error)
+        except (ProtocolError, AuthenticationError) as error:
+            shown(error)
         except PeerLost as error:
-            reason(error)
+            shown(error)
             assert len(data) < 32
         else:
             assert found.pack() == data[:32]
@@ -188,6 +236,22 @@ def journal(data: bytes) -> None:
             assert again is not None
             assert (again.records, again.torn) == (entry.records, entry.torn)
             assert len(kept.pending()) == again.pending
+
+
+def key_file(data: bytes) -> None:
+    """A file with a key: at least 16 bytes, or a ConfigError that names the file and tells no key."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "key")
+        file.touch(0o600)
+        file.write_bytes(data)
+        try:
+            key = Security.from_psk_file(file).psk
+        except ConfigError as error:
+            said = reason(error)
+            assert str(file) in said
+            return
+        assert key is not None
+        assert len(key) >= 16
 
 
 def _convert(kind: click.ParamType) -> Callable[[str], object]:
@@ -264,7 +328,7 @@ TARGETS: dict[str, Target] = {
     "frame-header": Target(
         data.frame_header, lambda: [s[:32] + b"\0\0\1" for s in streams.channels()]
     ),
-    "channel": Target(data.channel, _with_options(range(32), streams.channels)),
+    "channel": Target(data.channel, _with_options(range(64), streams.channels)),
     "channels": Target(data.channels, _with_options(range(16), streams.channels)),
     "acks": Target(
         data.acks,
@@ -272,8 +336,13 @@ TARGETS: dict[str, Target] = {
             struct.pack("<QQQ", *three) for three in ((288, 0, 288), (0, 0, 0), (999, 576, 1))
         ],
     ),
+    "tags": Target(data.tags, streams.channels),
     "message": Target(message, streams.encoded),
-    "control": Target(control, streams.controls),
+    "control": Target(control, _with_options(range(4), streams.controls)),
+    "greeting": Target(greeting, _with_options((0, 1), streams.controls)),
+    "key-file": Target(
+        key_file, lambda: [bytes(range(32)), bytes(range(32)).hex().encode() + b"\n"]
+    ),
     "preamble": Target(preamble, streams.preambles),
     "destination": Target(sources.play, sources.scripts),
     "source": Target(destinations.play, destinations.scripts),

@@ -15,7 +15,7 @@ AHEAD = 20 * MIB
 @pytest.mark.parametrize("compression", [None, 1], ids=["raw", "zstd"])
 def test_lanes_take_turns_on_a_channel(stack, lanes, compression):
     """The receiver takes a little whenever all lanes wait for it or for each other."""
-    plenty = 40 * content(MIB, "random")
+    plenty = 120 * content(MIB, "random")
     wire = Wire(
         stack,
         lanes=lanes,
@@ -27,11 +27,17 @@ def test_lanes_take_turns_on_a_channel(stack, lanes, compression):
     )
     pumps = pump(wire)
     ahead = taken = 0
-    while taken < 48 * MIB:
+    begin = []  # where each was when the last of them had its first turn
+    while taken < (lanes + 3) * 16 * MIB:
         until(lambda: asleep(pumps))
         at = [lane.offset for lane in wire.out]
-        ahead = max(ahead, max(at) - min(at))
+        if not begin and all(at):
+            begin = at
+        if begin:
+            gone = [now - then for now, then in zip(at, begin, strict=True)]
+            ahead = max(ahead, max(gone) - min(gone))
         taken += len(wire.far[0].recv(MIB))
+    assert begin
     wire.stop()
     assert [thread.result() for thread in pumps] == [CANCELLED] * lanes
     assert ahead <= AHEAD

@@ -188,11 +188,12 @@ def test_a_break_is_signalled():
     os.close(signal)
 
 
-def test_a_receiver_tells_how_far_it_got_and_goes_on():
+@pytest.mark.parametrize("digests", [True, False], ids=["digests", "could splice"])
+def test_a_receiver_tells_how_far_it_got_and_goes_on(digests):
     stream = content(3 * CHUNK, "random")
     whole = plain(stream)
     with contextlib.ExitStack() as stack:
-        wire = Wire(stack, chunk=CHUNK)
+        wire = Wire(stack, chunk=CHUNK, digests=digests)
         channel = Channel(wire.far[0], WINDOW)
         receiver = Thread(wire.receiver.receive, channel)
         # One frame whole, and half of the second.

@@ -152,9 +152,11 @@ def test_a_device_whose_fallback_fails_is_reset():
     device = at(
         FakeDevice("a", fail_at={State.RUNNING_P2P: (errno.EIO, State.STOP)}), State.STOP_COPY
     )
-    assert "EIO" in back([device])["a"]
+    seen = []
+    assert "EIO" in back([device], observer=seen.append)["a"]
     assert device.state is State.RUNNING
     assert device.resets == 1
+    assert [e.how[:11] for e in seen] == ["reset after"]
 
 
 def test_a_device_that_cannot_even_be_reset_is_reported():

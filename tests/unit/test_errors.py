@@ -29,6 +29,7 @@ EXIT_CODES = {
     errors.NoConvergence: 6,
     errors.HandoverInDoubt: 7,
     errors.JournalError: 8,
+    errors.ResourceError: 9,
 }
 
 
@@ -50,6 +51,7 @@ def test_every_error_is_public() -> None:
         (errors.IllegalTransition, ValueError),
         (errors.PeerError, ConnectionError),
         (errors.JournalError, OSError),
+        (errors.ResourceError, OSError),
     ],
 )
 def test_builtin_bases(error: type[Exception], builtin: type[Exception]) -> None:
@@ -64,7 +66,7 @@ def test_each_kind_of_failure_has_its_own_exit_code() -> None:
     # The two device errors share one on purpose; so do a peer error's subclasses.
     kinds = [error for error in PUBLIC if errors.VfioflowError in error.__bases__]
     codes = sorted(error.exit_code for error in kinds)
-    assert codes == [1, 2, 3, 4, 4, 5, 6, 7, 8]
+    assert codes == [1, 2, 3, 4, 4, 5, 6, 7, 8, 9]
 
 
 def test_device_error_names_the_device_and_keeps_the_errno() -> None:

@@ -1,5 +1,7 @@
 """Control messages, preambles and addresses."""
 
+import tracemalloc
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -154,3 +156,26 @@ def test_binding_says_what_is_wrong():
     for wrong in ("fd://x", "fd://9999"):
         with pytest.raises(ConfigError, match="not an inherited socket"):
             bind(wrong)
+
+
+@pytest.mark.parametrize("count", [messages.MAX_DEVICES + 1, 1_000_000, 2**32 - 1])
+def test_an_offer_of_too_many_devices_takes_no_memory(count):
+    """The number stands before the devices, which need not be there."""
+    head = b"\x86\xa4type\xa5offer\xa7devices\xdd" + count.to_bytes(4, "big")
+    tracemalloc.start()
+    with pytest.raises(msgspec.DecodeError):
+        messages.decode(head + bytes(1000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
+@pytest.mark.parametrize("kind", [b"\xa6loaded\xa7devices", b"\xa6refuse\xa7reasons"], ids=str)
+def test_a_message_that_claims_to_be_large_takes_no_memory(kind):
+    for length in (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"):
+        tracemalloc.start()
+        with pytest.raises(msgspec.DecodeError):
+            messages.decode(b"\x82\xa4type" + kind + length)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 100_000

@@ -1,7 +1,10 @@
 """Keys and certificates as they are given, and what is wrong with them."""
 
 import os
+import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from certificates import Authority
@@ -193,6 +196,15 @@ def test_certificates_of_another_authority(authority, tmp_path):
 def test_a_name_that_none_can_have(folder):
     with pytest.raises(ConfigError, match="is no name for a certificate"):
         Security.from_tls_dir(folder, hostname=".x").for_source("127.0.0.1")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command")
+def test_the_commands_of_the_documentation_make_good_ones(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(r"^```sh certificates\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    subprocess.run(["sh", "-e", "-c", commands], cwd=tmp_path, check=True, capture_output=True)
+    assert Security.from_tls_dir(tmp_path).for_source("there").tls is not None
+    assert destination(tmp_path).tls is not None
 
 
 # --------------------------------------------------------------------- keys

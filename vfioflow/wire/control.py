@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -64,6 +64,7 @@ class Control:
         self._sending = asyncio.Lock()
         self._sent = greeted
         self._unheard: deque[bytes] = deque()
+        self._closed = False
         self.resumable = False
         self.lost = asyncio.Event()
         self.heard = greeted
@@ -137,20 +138,26 @@ class Control:
         return message
 
     async def resume(self, sock: socket.socket, heard: int) -> None:
-        """Go on over another connection, whose peer has heard so many messages.
+        """Go on over another connection, whose peer has heard so many messages.  Owns it.
 
         Raises:
             ProtocolError: it cannot have; or has forgotten some that it had heard.
+            PeerLost: closed meanwhile.
         """
-        async with self._sending:
-            self._acknowledge(heard)
-            self._sock.close()
-            self._sock = sock
-            self.lost.clear()
-            self._reader = asyncio.create_task(self._read(), name="vfioflow-control")
-            first = self._sent - len(self._unheard) + 1
-            for number, data in enumerate(list(self._unheard), first):
-                await self._put(number, data)
+        with ExitStack() as owned:
+            owned.callback(sock.close)
+            async with self._sending:
+                if self._closed:
+                    raise PeerLost("the session has ended")
+                self._acknowledge(heard)
+                owned.pop_all()
+                self._sock.close()
+                self._sock = sock
+                self.lost.clear()
+                self._reader = asyncio.create_task(self._read(), name="vfioflow-control")
+                first = self._sent - len(self._unheard) + 1
+                for number, data in enumerate(list(self._unheard), first):
+                    await self._put(number, data)
 
     async def break_off(self) -> None:
         """Be done with the connection; from then on :attr:`heard` stands still until it is resumed."""
@@ -196,7 +203,8 @@ class Control:
                 await self._inbox.put(message)
                 self.heard += 1
         except msgspec.DecodeError as error:
-            self._fail(ProtocolError(f"{self.peer} sent a control message that is none: {error}"))
+            said = printable(str(error))
+            self._fail(ProtocolError(f"{self.peer} sent a control message that is none: {said}"))
         except PeerLost as error:
             self._lose(PeerLost(f"{self.peer}: {error}"))
         except PeerError as error:
@@ -214,6 +222,7 @@ class Control:
 
     async def close(self) -> None:
         """Close the connection and end the reader."""
+        self._closed = True
         self._reader.cancel()
         await asyncio.wait([self._reader])
         if not self.failure.done():

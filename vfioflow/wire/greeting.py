@@ -46,6 +46,8 @@ _OTHER_KEY = "the two sides do not have the same key: compare the files given wi
 
 M = TypeVar("M", bound=messages.Message)
 
+_SOFTWARE = f"vfioflow {version('vfioflow')}"
+
 
 async def call(
     address: Address, session: str, guard: Guard, timeout: float
@@ -171,7 +173,7 @@ class _Talk:
 def _hello(session: str, guard: Guard) -> messages.Hello:
     return messages.Hello(
         version=messages.VERSION,
-        software=f"vfioflow {version('vfioflow')}",
+        software=_SOFTWARE,
         session=session,
         nonce=secrets.token_bytes(messages.NONCE_SIZE),
         key=bool(guard.psk),

@@ -12,6 +12,7 @@ import socket
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from vfioflow.errors import AuthenticationError, PeerError, PeerLost, ProtocolError
 from vfioflow.wire import messages
@@ -104,11 +105,10 @@ async def connect(
     problem = "no address"
     try:
         async with asyncio.timeout(timeout):
-            found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-            for family, kind, proto, _, where in found:
+            for family, kind, proto, _, where in await _look_up(address):
                 with ExitStack() as undo:
-                    sock = undo.enter_context(socket.socket(family, kind, proto))
                     try:
+                        sock = undo.enter_context(socket.socket(family, kind, proto))
                         _tune(sock)
                         await loop.sock_connect(sock, where)
                         if guard.tls is not None:
@@ -176,6 +176,16 @@ async def _expect_tls(sock: socket.socket) -> None:
         raise AuthenticationError("the peer does not use TLS, this side does: send with --tls DIR")
     if first and first != HANDSHAKE:
         raise ProtocolError("the peer speaks neither TLS nor vfioflow's protocol")
+
+
+async def _look_up(address: Address) -> list[Any]:
+    """What getaddrinfo finds; a number is no reason to start a thread.  Raises OSError."""
+    number = socket.AI_NUMERICHOST
+    try:
+        return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=number)
+    except socket.gaierror:
+        loop = asyncio.get_running_loop()
+        return await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
 
 
 def _tune(sock: socket.socket) -> None:

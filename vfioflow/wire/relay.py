@@ -48,6 +48,8 @@ class Tunnel(socket.socket):
     def around(cls, tls: ssl.SSLSocket, peer: Address) -> Self:
         """One on a connection whose handshake is done, which it owns."""
         near, far = socket.socketpair()
+        for end in (near, far):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)  # as far as it may be
         tunnel = cls(fileno=far.detach())
         tunnel.peer, tunnel.failure = peer, None
         tunnel.setblocking(False)

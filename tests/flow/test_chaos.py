@@ -1,0 +1,51 @@
+"""A slice of the chaos runs: see docs/testing.md."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from chaos.many import Summary
+from chaos.schedule import KINDS, schedule
+
+ROOT = Path(__file__).parents[2]
+SEEDS = range(1, 151)
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory):
+    """The runs fork, so they need a process with one thread: not this one."""
+    file = tmp_path_factory.mktemp("chaos") / "summary.json"
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.chaos", "--json", file),
+            *("--runs", str(len(SEEDS)), "--start", str(SEEDS[0])),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+    assert file.exists(), ran.stdout + ran.stderr
+    return msgspec.json.decode(file.read_bytes(), type=Summary), ran
+
+
+def test_no_run_violates_an_invariant(summary):
+    result, ran = summary
+    assert result.violations == {}, ran.stdout
+    assert ran.returncode == 0
+    assert ran.stderr == ""
+    assert result.runs == len(SEEDS)
+
+
+def test_the_slice_has_each_kind_of_fault_and_both_outcomes(summary):
+    result, _ = summary
+    assert set(result.by_kind) == set(KINDS)
+    assert {"the source runs", "the destination runs"} <= set(result.results)
+
+
+def test_a_schedule_is_a_function_of_its_seed():
+    assert [schedule(seed) for seed in SEEDS] == [schedule(seed) for seed in SEEDS]
+    assert len({str(schedule(seed)) for seed in SEEDS}) == len(SEEDS)
