@@ -1,0 +1,163 @@
+"""What a source's session works with: its lanes, its connections, and how calls that use them end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from vfioflow import barrier, events
+from vfioflow.devices.base import Device
+from vfioflow.errors import DeviceError, StallError
+from vfioflow.events import Observer, emit
+from vfioflow.hooks import Hooks
+from vfioflow.lanes import Outbound, drive
+from vfioflow.policy import Policy
+from vfioflow.precopy import Bandwidth
+from vfioflow.probe import Probe
+from vfioflow.reconnect import Redial
+from vfioflow.report import DeviceReport, Report
+from vfioflow.rounds import Lane
+from vfioflow.session import Session
+from vfioflow.states import SAVING, State
+from vfioflow.threads import in_thread, settle
+from vfioflow.wire.control import Control
+
+__all__ = ["Giver"]
+
+T = TypeVar("T")
+
+
+class Giver(Session):
+    """A source's session, without the order of its steps."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        report: Report,
+        *,
+        policy: Policy,
+        hooks: Hooks,
+        observer: Observer | None,
+    ) -> None:
+        super().__init__(devices, report, policy=policy, hooks=hooks, observer=observer)
+        self._lanes = [Lane(device) for device in devices]
+        self._control: Control | None = None
+        self._out: Outbound | None = None
+        self._bandwidth = Bandwidth()
+        self._probe: Probe | None = None
+        self._redial: Redial | None = None
+        self._redialing: asyncio.Task[None] | None = None
+        self._vcpus_stopped = False
+        self._stopped_at = 0.0
+
+    def _patience(self) -> float:
+        """How long a connection may stay broken now, in seconds."""
+        policy = self._policy
+        if self._committed or not self._vcpus_stopped or policy.reconnect_stop_copy == "wait":
+            return policy.reconnect_timeout
+        left = self._stopped_at + policy.downtime_limit - time.monotonic()
+        return min(left, policy.reconnect_timeout)
+
+    async def _hang_up(self) -> None:
+        """From now on a connection that breaks stays so."""
+        if self._redialing is not None and self._redial is not None:
+            self._redialing.cancel()
+            await asyncio.wait([self._redialing])
+            self._redialing = None
+            self.report.reconnects = self._redial.reconnects
+
+    @property
+    def _peer(self) -> Control:
+        assert self._control is not None
+        return self._control
+
+    @property
+    def _wire(self) -> Outbound:
+        assert self._out is not None
+        return self._out
+
+    async def _cross(self, name: str, moves: Sequence[tuple[Lane, State]]) -> None:
+        crossing = await barrier.cross(
+            name,
+            [(lane.device, state) for lane, state in moves],
+            timeout=self._policy.stall_timeout,
+            observer=self._observer,
+        )
+        lanes = {lane.name: lane for lane, _ in moves}
+        crossing.hand_out(lambda name, data_fd: lanes[name].adopt(data_fd))
+        for lane, state in moves:
+            if state in SAVING and lane.port is None:
+                raise DeviceError(lane.name, f"entering {state}", errno.EBADF, "it gave no data fd")
+
+    async def _call(self, function: Callable[[], T], *, name: str) -> T:
+        """Run a short blocking call on a thread."""
+        limit = self._policy.stall_timeout
+        future = in_thread(function, name=name)
+        if not await settle([future], timeout=limit):
+            raise StallError(f"{', '.join(self._busy())}: no answer for {limit:g} s")
+        return future.result()
+
+    async def _drive(self, futures: Sequence[asyncio.Future[T]]) -> list[T]:
+        """Wait for calls that use the lanes."""
+        out = self._wire
+        try:
+            return await drive(
+                futures,
+                stop=out.stop,
+                failure=self._peer.failure,
+                busy=lambda: dict.fromkeys(
+                    self._busy(), sum(channel.wire_bytes for channel in out.channels)
+                ),
+                stall_timeout=self._policy.stall_timeout,
+                stalled=lambda error: self._tell_early(self._peer, error),
+                tick=self._progress,
+            )
+        finally:
+            # A pump that does not return keeps its data fd: closing it would free the number.
+            self._stuck = not all(future.done() for future in futures)
+
+    def _busy(self) -> list[str]:
+        busy = [f"device {lane.name}" for lane in self._lanes if lane.busy]
+        probing = self._probe is not None and self._probe.running
+        return busy or (["the probe of the wire"] if probing else [])
+
+    def _progress(self) -> None:
+        if self._observer is None:
+            return
+        emit(
+            self._observer,
+            events.Progress(
+                self._phase,
+                tuple(
+                    events.DeviceProgress(
+                        lane.name, lane.sent, lane.stream.wire_bytes, lane.pending.exact
+                    )
+                    for lane in self._lanes
+                ),
+            ),
+        )
+
+    async def _fill_report(self) -> None:
+        report = self.report
+        report.bandwidth = self._bandwidth.value
+        states = await barrier.states(self._devices, timeout=1.0)
+        for lane in self._lanes:
+            out = lane.out
+            report.devices.append(
+                DeviceReport(
+                    name=lane.name,
+                    profile=lane.info.profile or lane.info.driver,
+                    bytes_precopy=lane.precopy_bytes,
+                    bytes_stopcopy=lane.sent - lane.precopy_bytes,
+                    bytes_wire=0 if out is None else out.wire_bytes,
+                    iterations=lane.iterations,
+                    digest=f"{out.digest:08x}" if out is not None and self._policy.digest else "",
+                    digest_ok=True if self._committed and self._policy.digest else None,
+                    final_state=states[lane.name],
+                )
+            )
+        report.bytes_total = sum(lane.sent for lane in self._lanes)
+        report.bytes_wire = sum(d.bytes_wire for d in report.devices)
