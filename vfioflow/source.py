@@ -3,48 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from vfioflow import admission, barrier, events
+from vfioflow import admission, barrier
 from vfioflow._outlane import END
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,
     ConfigError,
-    DeviceError,
     HandoverInDoubt,
     IntegrityError,
     NoConvergence,
     PeerLost,
     ProtocolError,
     ResourceError,
-    StallError,
     TakenBack,
     VfioflowError,
 )
-from vfioflow.events import Observer, Phase, emit
+from vfioflow.events import Observer, Phase
+from vfioflow.giver import Giver
 from vfioflow.handover import Giving
 from vfioflow.hooks import Hooks, SaveConfig, call, save_all
 from vfioflow.journal import Journal, check_session
-from vfioflow.lanes import Outbound, drive
+from vfioflow.lanes import Outbound
 from vfioflow.policy import Policy
-from vfioflow.precopy import Bandwidth, Verdict
+from vfioflow.precopy import Verdict
 from vfioflow.probe import Probe
 from vfioflow.reconnect import Redial
-from vfioflow.report import Clock, DeviceReport, Report
+from vfioflow.report import Clock, Report
 from vfioflow.resolution import Comeback
 from vfioflow.rounds import Lane, Rounds, ask_sizes, source_seconds
-from vfioflow.session import Session
-from vfioflow.states import SAVING, Flags, State, quiesced
-from vfioflow.threads import finish, in_thread, settle
+from vfioflow.states import Flags, State, quiesced
+from vfioflow.threads import finish, in_thread
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
-from vfioflow.wire.control import Control
 from vfioflow.wire.greeting import call as call_peer
 from vfioflow.wire.keys import Keys
 from vfioflow.wire.opening import Preamble, Role, connect
@@ -106,7 +102,7 @@ async def migrate(
     return await source.run()
 
 
-class Source(Session):
+class Source(Giver):
     """One migration, seen from the source.  ``report`` is there however it ends."""
 
     def __init__(
@@ -133,18 +129,9 @@ class Source(Session):
         )
         super().__init__(devices, report, policy=policy, hooks=hooks or Hooks(), observer=observer)
         self._giving = Giving(journal, report.session, self._address, self._guard, policy)
-        self._lanes = [Lane(device) for device in devices]
-        self._control: Control | None = None
         self._keys: Keys | None = None
-        self._out: Outbound | None = None
-        self._bandwidth = Bandwidth()
         self._round_trip = 0.0
         self._load_seconds = 0.0
-        self._vcpus_stopped = False
-        self._probe: Probe | None = None
-        self._redial: Redial | None = None
-        self._redialing: asyncio.Task[None] | None = None
-        self._stopped_at = 0.0
         self._ended = False  # whether the destination may have had all that it needs
         self._journal_there = ""
 
@@ -492,114 +479,3 @@ class Source(Session):
         if self._control is not None:
             await self._control.close()
         self._giving.log.close()
-
-    # ------------------------------------------------------------------- parts
-
-    def _patience(self) -> float:
-        """How long a connection may stay broken now, in seconds."""
-        policy = self._policy
-        if self._committed or not self._vcpus_stopped or policy.reconnect_stop_copy == "wait":
-            return policy.reconnect_timeout
-        left = self._stopped_at + policy.downtime_limit - time.monotonic()
-        return min(left, policy.reconnect_timeout)
-
-    async def _hang_up(self) -> None:
-        """From now on a connection that breaks stays so."""
-        if self._redialing is not None and self._redial is not None:
-            self._redialing.cancel()
-            await asyncio.wait([self._redialing])
-            self._redialing = None
-            self.report.reconnects = self._redial.reconnects
-
-    @property
-    def _peer(self) -> Control:
-        assert self._control is not None
-        return self._control
-
-    @property
-    def _wire(self) -> Outbound:
-        assert self._out is not None
-        return self._out
-
-    async def _cross(self, name: str, moves: Sequence[tuple[Lane, State]]) -> None:
-        crossing = await barrier.cross(
-            name,
-            [(lane.device, state) for lane, state in moves],
-            timeout=self._policy.stall_timeout,
-            observer=self._observer,
-        )
-        lanes = {lane.name: lane for lane, _ in moves}
-        crossing.hand_out(lambda name, data_fd: lanes[name].adopt(data_fd))
-        for lane, state in moves:
-            if state in SAVING and lane.port is None:
-                raise DeviceError(lane.name, f"entering {state}", errno.EBADF, "it gave no data fd")
-
-    async def _call(self, function: Callable[[], T], *, name: str) -> T:
-        """Run a short blocking call on a thread."""
-        limit = self._policy.stall_timeout
-        future = in_thread(function, name=name)
-        if not await settle([future], timeout=limit):
-            raise StallError(f"{', '.join(self._busy())}: no answer for {limit:g} s")
-        return future.result()
-
-    async def _drive(self, futures: Sequence[asyncio.Future[T]]) -> list[T]:
-        """Wait for calls that use the lanes."""
-        out = self._wire
-        try:
-            return await drive(
-                futures,
-                stop=out.stop,
-                failure=self._peer.failure,
-                busy=lambda: dict.fromkeys(
-                    self._busy(), sum(channel.wire_bytes for channel in out.channels)
-                ),
-                stall_timeout=self._policy.stall_timeout,
-                stalled=lambda error: self._tell_early(self._peer, error),
-                tick=self._progress,
-            )
-        finally:
-            # A pump that does not return keeps its data fd: closing it would free the number.
-            self._stuck = not all(future.done() for future in futures)
-
-    def _busy(self) -> list[str]:
-        busy = [f"device {lane.name}" for lane in self._lanes if lane.busy]
-        probing = self._probe is not None and self._probe.running
-        return busy or (["the probe of the wire"] if probing else [])
-
-    def _progress(self) -> None:
-        if self._observer is None:
-            return
-        emit(
-            self._observer,
-            events.Progress(
-                self._phase,
-                tuple(
-                    events.DeviceProgress(
-                        lane.name, lane.sent, lane.stream.wire_bytes, lane.pending.exact
-                    )
-                    for lane in self._lanes
-                ),
-            ),
-        )
-
-    async def _fill_report(self) -> None:
-        report = self.report
-        report.bandwidth = self._bandwidth.value
-        states = await barrier.states(self._devices, timeout=1.0)
-        for lane in self._lanes:
-            out = lane.out
-            report.devices.append(
-                DeviceReport(
-                    name=lane.name,
-                    profile=lane.info.profile or lane.info.driver,
-                    bytes_precopy=lane.precopy_bytes,
-                    bytes_stopcopy=lane.sent - lane.precopy_bytes,
-                    bytes_wire=0 if out is None else out.wire_bytes,
-                    iterations=lane.iterations,
-                    digest=f"{out.digest:08x}" if out is not None and self._policy.digest else "",
-                    digest_ok=True if self._committed and self._policy.digest else None,
-                    final_state=states[lane.name],
-                )
-            )
-        report.bytes_total = sum(lane.sent for lane in self._lanes)
-        report.bytes_wire = sum(d.bytes_wire for d in report.devices)

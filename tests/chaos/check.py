@@ -57,6 +57,10 @@ class _Judge:
         end = self._ends[side]
         return None if end is None else end[key]
 
+    def _settled(self) -> bool:
+        """Whether later processes have found out what became of it."""
+        return any(e["what"] == "settling" for e in self._outcome.log)
+
     def _states(self, side: str) -> dict[str, str]:
         if self._plan.durable:
             store = self._outcome.stores.get(side)
@@ -65,7 +69,7 @@ class _Judge:
 
     def _runs(self, side: str) -> bool:
         """Whether the virtual machine runs there, with all its devices."""
-        good = _RUN if side in self._killed else ("RUNNING",)
+        good = _RUN if side in self._killed and not self._settled() else ("RUNNING",)
         states = self._states(side)
         return self._vcpus[side] and bool(states) and all(s in good for s in states.values())
 
@@ -90,7 +94,7 @@ class _Judge:
             return "the destination runs"
         if source:
             return "the source runs"
-        if self._killed:
+        if self._killed and not self._settled():
             return f"nobody runs, the {' and the '.join(sorted(self._killed))} was killed"
         if all(self._said(side, "outcome") == "in-doubt" for side in SIDES):
             return "nobody runs, both say so"
@@ -165,17 +169,21 @@ class _Judge:
             self._add("one runs", "the source says completed, and the destination was not started")
         for side in SIDES:
             outcome = self._said(side, "outcome")
-            if outcome == "completed" and side == "destination" and not self._runs(side):
+            if side == "destination" and outcome == "completed" and not self._said(side, "vcpus"):
                 self._add("one runs", "the destination says completed and does not run")
             if outcome == "in-doubt":
                 self._in_doubt(side)
             if outcome in ("failed", "cancelled") and not self._faults(side):
-                bad = {n: s for n, s in self._states(side).items() if s != "RUNNING"}
+                bad = {n: s for n, s in self._said(side, "states").items() if s != "RUNNING"}
                 if bad:
                     self._add("one runs", f"the {side} says {outcome}, and has {bad}")
-                if self._vcpus[side] != (side == "source") and not self._hook_failed(side):
+                if self._said(side, "vcpus") != (side == "source") and not self._hook_failed(side):
                     self._add("one runs", f"the {side} says {outcome}; its vCPUs are wrong")
-        if self._killed and self._plan.durable and not self._runs("destination"):
+        if (
+            self._killed
+            and self._plan.durable
+            and not (self._settled() or self._runs("destination"))
+        ):
             self._still_there()
 
     def _in_doubt(self, side: str) -> None:
@@ -185,9 +193,9 @@ class _Judge:
         if side == "destination" and "hold the state" not in f"{self._said(side, 'told')}":
             return  # it has committed, and a device did not follow
         good = ("STOP_COPY",) if side == "source" else ("STOP", "RUNNING_P2P")
-        bad = {n: s for n, s in self._states(side).items() if s not in good}
-        if bad or self._reset(side) or self._vcpus[side]:
-            self._add("one runs", f"the {side} is in doubt, and has {bad} {self._reset(side)}")
+        bad = {n: s for n, s in self._said(side, "states").items() if s not in good}
+        if bad or self._said(side, "vcpus"):
+            self._add("one runs", f"the {side} is in doubt, and has {bad}")
 
     def _excused(self) -> bool:
         """Nobody runs, which a device that fails again, or a hook, has caused; it is said."""
@@ -232,7 +240,7 @@ class _Judge:
                 self._add(
                     "byte-exact", f"the destination runs with {taken}, the source sent {sent}"
                 )
-        if self._runs("source") and self._ends["source"] and begin["source"]:
+        if self._runs("source") and self._ends["source"] and len(begin["source"]) == 1:
             lost = self._reset("source")
             quiet = all(not d.options.get("dirty_rate") for d in self._plan.devices)
             before, after = begin["source"][-1]["digests"], self._ends["source"]["digests"]
@@ -277,13 +285,8 @@ class _Judge:
     def _errors(self) -> None:
         """Errors are typed and name the device; nobody prints a traceback."""
         for side in SIDES:
-            end = self._ends[side]
-            if end is not None and not end["typed"]:
-                self._add(
-                    "typed errors", f"the {side}: {end['error']}: {end['text']}\n{end['trace']}"
-                )
-            if end is not None and end["error"] == "IllegalTransition":
-                self._add("typed errors", f"the {side} asked for an illegal change: {end['text']}")
+            for end in self._outcome.of(side, "end"):
+                self._typed(side, end)
             for entry in self._outcome.of(side, "said"):
                 if entry["stack"] or entry["level"] in ("ERROR", "CRITICAL"):
                     if entry["text"].startswith("cannot accept a connection"):
@@ -300,6 +303,13 @@ class _Judge:
             self._add("no traceback", f"on standard error:\n{self._outcome.stderr}")
         self._names()
         self._reaches_no_device()
+
+    def _typed(self, side: str, end: dict[str, Any]) -> None:
+        if not end["typed"]:
+            what = f"the {side}: {end['error']}: {end['text']}\n{end['trace']}"
+            self._add("typed errors", what)
+        if end["error"] == "IllegalTransition":
+            self._add("typed errors", f"the {side} asked for an illegal change: {end['text']}")
 
     def _names(self) -> None:
         """Where one device is at fault, and nothing else, both sides name it and its step."""

@@ -177,7 +177,7 @@ class DurableDevice:
         self._group = group
         self._kept = group.store.devices[name]
         self._flags = Flags(self._kept.flags)
-        self.info = DeviceInfo(name, "durable", self._flags)
+        self.info = DeviceInfo(name, "durable", self._flags, outlives=True)
         self._dirty, self._initial = dirty, initial
         self._pipe = pipe and not self._flags & Flags.PRE_COPY
         self._strict = strict

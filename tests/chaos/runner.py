@@ -26,9 +26,10 @@ LIMIT = 30.0
 
 @dataclass
 class Life:
-    """One process of a side."""
+    """One process of a side; ``number`` counts those of its side from 0."""
 
     side: str
+    number: int
     pid: int
     pidfd: int
     control: socket.socket
@@ -56,9 +57,8 @@ class Outcome:
         return [e for e in self.log if e["side"] == side and e["what"] == what]
 
     def end(self, side: str) -> dict[str, Any] | None:
-        """How a side says that it ended; None: it was killed."""
-        ends = self.of(side, "end")
-        return ends[-1] if ends else None
+        """How a side's first process says that it ended; None: it was killed."""
+        return next((e for e in self.of(side, "end") if e["life"] == 0), None)
 
     def struck(self) -> set[int]:
         """The numbers of the strikes that happened."""
@@ -74,7 +74,7 @@ class Run:
         self.lives: list[Life] = []
         self.directory = Path(tempfile.mkdtemp(prefix="vfioflow-chaos-"))
         self._stderr = os.memfd_create("chaos-stderr")
-        self.wire = Wire(list(plan.strikes), self._process)
+        self.wire = Wire(list(plan.strikes), self._process, tagged=plan.psk)
         self._hangs: list[str] = []
 
     def run(self) -> Outcome:
@@ -85,13 +85,29 @@ class Run:
                 (self.directory / side).mkdir()
                 self._start(side)
             self._watch(begin + LIMIT)
+            if self._unsettled():
+                self.wire.heal()
+                self.log.write("runner", "settling")
+                for side in ("destination", "source"):
+                    self._start(side, settle=True)
+                self._watch(time.monotonic() + LIMIT)
             return self._outcome(time.monotonic() - begin)
         finally:
             self._close()
 
     # --------------------------------------------------------------- processes
 
-    def _start(self, side: str) -> Life:
+    def _unsettled(self) -> bool:
+        """Whether a later process has to find out what became of it."""
+        if not (self.plan.durable and self.plan.journal) or self._hangs:
+            return False
+        ends = [e for e in self.log.read() if e["what"] == "end"]
+        return any(life.status == -signal.SIGKILL for life in self.lives) or any(
+            e["outcome"] == "in-doubt" for e in ends
+        )
+
+    def _start(self, side: str, *, settle: bool = False) -> Life:
+        number = sum(life.side == side for life in self.lives)
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stop_read, stop_write = os.pipe()
         listening: socket.socket | None = None
@@ -121,6 +137,8 @@ class Run:
                     control=far,
                     stop=stop_read,
                     address=address,
+                    life=number,
+                    settle=settle,
                 ).main()
             except BaseException:
                 traceback.print_exc()
@@ -131,7 +149,7 @@ class Run:
         os.close(stop_read)
         if listening is not None:
             listening.close()
-        life = Life(side, pid, os.pidfd_open(pid), near, stop_write)
+        life = Life(side, number, pid, os.pidfd_open(pid), near, stop_write)
         self.lives.append(life)
         return life
 
@@ -162,6 +180,9 @@ class Run:
         _, status = os.waitpid(life.pid, 0)
         life.status = os.waitstatus_to_exitcode(status)
         self.log.write(life.side, "gone", status=life.status)
+        if life.status == -signal.SIGKILL and self._comes_back(life):
+            self._start(life.side)
+            return
         others = self._alive()
         for other in others:
             if other.frozen is not None:
@@ -169,6 +190,12 @@ class Run:
             if life.side == "source":
                 with suppress(BrokenPipeError):
                     os.write(other.stop, b"x")  # nobody comes any more
+
+    def _comes_back(self, life: Life) -> bool:
+        return life.number == 0 and any(
+            s.kind == "kill" and s.side == life.side and s.how == "restart" and self.plan.journal
+            for s in self.plan.strikes
+        )
 
     def _hear(self, life: Life) -> None:
         """A side asks for a strike that is not its own to do."""
@@ -234,7 +261,7 @@ class Run:
 
     def _left(self) -> list[str]:
         """Files beside the stores, and children that nobody waited for."""
-        allowed = {"set", *(f"set.{life.pid}" for life in self.lives)}
+        allowed = {"set", "journal", *(f"set.{life.pid}" for life in self.lives)}
         found = [
             f"file {path.name}"
             for side in ("source", "destination")

@@ -25,7 +25,8 @@ class At:
     - ``"unit"``: the ``count``-th message or frame called ``name`` on that connection; ``part`` is
       "before" it is passed on, "inside" (half of it is), or "after";
     - ``"event"``: ``side`` reports ``name``, as "phase stop-copy" or "barrier ready";
-    - ``"arc"``: the ``count``-th arc of all devices of ``side``, ``part`` "before" or "after".
+    - ``"arc"``: the ``count``-th arc of all devices of ``side``, ``part`` "before" or "after";
+    - ``"record"``: ``side`` writes the step ``name`` into its journal, ``part`` as above.
     """
 
     what: str
@@ -46,6 +47,8 @@ class At:
             )
         if self.what == "event":
             return f"when the {self.side} says {self.name!r}"
+        if self.what == "record":
+            return f"{self.part} the {self.side} records {self.name}"
         return f"{self.part} arc {self.count} of the {self.side}"
 
 
@@ -109,6 +112,8 @@ class Schedule:
 
     seed: int
     durable: bool
+    journal: bool
+    psk: bool
     devices: tuple[DeviceSpec, ...]
     policy: dict[str, Any]
     strikes: tuple[Strike, ...] = ()
@@ -121,7 +126,10 @@ class Schedule:
         return tuple(dict.fromkeys(found)) or ("none",)
 
     def __str__(self) -> str:
-        lines = [f"seed {self.seed}: {'durable' if self.durable else 'simulated'} devices"]
+        kept = ", journals" if self.journal else ""
+        key = ", a pre-shared key" if self.psk else ""
+        kind = "durable" if self.durable else "simulated"
+        lines = [f"seed {self.seed}: {kind} devices{kept}{key}"]
         lines += [f"  device {d.name}: {d.options}" for d in self.devices]
         lines += [f"  policy: {self.policy}"]
         lines += [f"  {s}" for s in (*self.strikes, *self.faults)]
@@ -161,6 +169,9 @@ _WEIGHTS = {
     "device stream corrupt": 3,
     "descriptors": 5,
     "memory": 5,
+    "journal full": 3,
+    "journal lost": 3,
+    "journal unwritable": 1,
 }
 KINDS = tuple(_WEIGHTS)
 
@@ -196,6 +207,11 @@ _LATE = {
     ),
 }  # fmt: skip
 
+_RECORDS = {
+    "source": ("BEGUN", "COMMITTED", "RELEASED", "BACK"),
+    "destination": ("BEGUN", "LOADED", "COMMITTED", "RUNNING", "DISCARDED", "TOLD"),
+}
+
 _TO_DESTINATION = ("preamble", "hello", "offer", "probe", "switchover", "commit", "goodbye")
 _TO_SOURCE = (
     "preamble", "hello", "accept", "ready", "probe-done", "switchover-ack", "loaded", "running",
@@ -210,6 +226,7 @@ def schedule(seed: int) -> Schedule:
     kinds = [first]
     if first != "none" and rng.random() < 0.2:
         kinds.append(rng.choices(KINDS[1:], list(_WEIGHTS.values())[1:])[0])
+    journal = rng.random() < 0.6 or any(k.startswith("journal") for k in kinds)
     sim_only = any(k.startswith("device stream") for k in kinds)
     durable = not sim_only and ("kill" in kinds or rng.random() < 0.4)
     devices = _durable_devices(rng) if durable else _sim_devices(rng)
@@ -225,8 +242,9 @@ def schedule(seed: int) -> Schedule:
         if kind.startswith("device"):
             faults.append(_device_fault(rng, kind, devices, durable))
         elif kind != "none":
-            strikes.append(_strike(rng, kind, channels, len(devices)))
-    return Schedule(seed, durable, devices, policy, tuple(strikes), tuple(faults))
+            strikes.append(_strike(rng, kind, channels, len(devices), journal))
+    psk = rng.random() < 0.25
+    return Schedule(seed, durable, journal, psk, devices, policy, tuple(strikes), tuple(faults))
 
 
 def _policy(rng: random.Random, kinds: list[str]) -> dict[str, Any]:
@@ -244,6 +262,7 @@ def _policy(rng: random.Random, kinds: list[str]) -> dict[str, Any]:
         # Nobody waits for these where nothing goes wrong; a busy machine must not look like a fault.
         "connect_timeout": 20.0 if harmless else 0.7,
         "stall_timeout": 20.0 if harmless else 0.7,
+        "resolve_timeout": 20.0 if harmless else rng.choice((0.0, 0.6, 0.6)),
     }
     if rng.random() < 0.4:
         policy.update(_reconnecting(rng, harmless))
@@ -294,19 +313,19 @@ def _durable_devices(rng: random.Random) -> tuple[DeviceSpec, ...]:
     return tuple(found)
 
 
-def _strike(rng: random.Random, kind: str, channels: int, devices: int) -> Strike:
+def _strike(rng: random.Random, kind: str, channels: int, devices: int, journal: bool) -> Strike:
     if kind in WIRE:
         return _wire_strike(rng, kind, channels, devices)
     if kind == "break":
         return _break(rng, channels)
     side = rng.choice(SIDES)
     if kind == "kill":
-        how = rng.choice(("", "", "restart"))
-        return Strike(kind, _any_point(rng, channels, devices, side), side, how=how)
+        how = rng.choice(("", "restart"))
+        return Strike(kind, _any_point(rng, channels, devices, side, journal), side, how=how)
     if kind == "freeze":
         return Strike(
             kind,
-            _any_point(rng, channels, devices, side),
+            _any_point(rng, channels, devices, side, journal),
             side,
             seconds=rng.choice((0.0, 0.0, 0.1)),
         )
@@ -319,6 +338,12 @@ def _strike(rng: random.Random, kind: str, channels: int, devices: int) -> Strik
     if kind == "stranger":
         how = rng.choice(("garbage", "silent", "closes", "data", "again", "old"))
         return Strike(kind, At("event", side=side, name=rng.choice(_EVENTS[side])), how=how)
+    if kind == "journal unwritable":
+        return Strike(kind, At("event", side=side, name="start"), side)
+    if kind.startswith("journal"):
+        return Strike(
+            kind, At("record", side=side, name=rng.choice(_RECORDS[side]), part="before"), side
+        )
     at = At("event", side=side, name=rng.choice((*_EVENTS[side], "start", "start", "start")))
     amount = rng.randint(0, 24) if kind == "descriptors" else rng.randint(0, 48)
     return Strike(kind, at, side, amount=amount)
@@ -354,7 +379,10 @@ def _break(rng: random.Random, channels: int) -> Strike:
     return Strike("break", at, every=every, amount=amount, how=rng.choice(("reset", "close")))
 
 
-def _any_point(rng: random.Random, channels: int, devices: int, side: str) -> At:
+def _any_point(rng: random.Random, channels: int, devices: int, side: str, journal: bool) -> At:
+    if journal and rng.random() < 0.35:
+        part = rng.choice(("before", "after"))
+        return At("record", side=side, name=rng.choice(_RECORDS[side]), part=part)
     chance = rng.random()
     if chance < 0.3:
         return At(

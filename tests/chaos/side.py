@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import gc
 import json
@@ -21,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vfioflow import Fabric, Hooks, Policy, SimDevice, listen
+from vfioflow import Fabric, Hooks, Journal, Policy, Security, SimDevice, listen
+from vfioflow import journal as _journal
 from vfioflow import lanes as _lanes
 from vfioflow import probe as _probe
 from vfioflow import reconnect as _reconnect
@@ -39,6 +41,7 @@ from vfioflow.events import (
     Reconnected,
     RolledBack,
 )
+from vfioflow.listener import Listener
 from vfioflow.source import Source
 from vfioflow.states import Flags, State
 from vfioflow.wire import control as _control
@@ -47,6 +50,8 @@ from .durable import DurableDevice, DurableSet
 from .schedule import Schedule, Strike
 
 _PR_SET_PDEATHSIG = 1
+_CALM = {"connect_timeout": 20.0, "stall_timeout": 20.0, "resolve_timeout": 5.0}
+"""What a side that comes back is patient with."""
 _GONE_SECONDS = 5.0
 """How long threads may take to end after their side has."""
 
@@ -126,8 +131,14 @@ class Side:
         control: socket.socket,
         stop: int,
         address: str,
+        life: int = 0,
+        settle: bool = False,
     ) -> None:
         self.name = name
+        self.life = life
+        self._settle = settle
+        self._running = name == "source"
+        self._journal_fails = ""
         self.plan = plan
         self.log = log
         self._directory = directory
@@ -138,7 +149,7 @@ class Side:
         self._strikes = [
             (number, s)
             for number, s in enumerate(plan.strikes)
-            if s.at.what in ("event", "arc") and s.at.side == name
+            if s.at.what in ("event", "arc", "record") and s.at.side == name and not life
         ]
         self._arcs = 0
         self._task: asyncio.Task[Any] | None = None
@@ -161,7 +172,8 @@ class Side:
                 for number, s in self._strikes
                 if s.at.what == what
                 and ((what == "event" and s.at.name == name)
-                     or (what == "arc" and s.at.count == count and s.at.part == part))
+                     or (what == "arc" and s.at.count == count and s.at.part == part)
+                     or (what == "record" and s.at.name == name and s.at.part == part))
             ]  # fmt: skip
             self._strikes = [s for s in self._strikes if s not in due]
         for number, strike in due:
@@ -176,6 +188,12 @@ class Side:
             self.say("strike", number=number)
             if self._task is not None and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._task.cancel)
+        elif kind == "journal unwritable":
+            self.say("strike", number=number)
+            (self._directory / "journal").write_text("in the way")
+        elif kind.startswith("journal"):
+            self.say("strike", number=number)
+            self._journal_fails = kind
         elif kind == "hook":
             self.say("strike", number=number)
             self._failing.add(strike.how)
@@ -239,7 +257,7 @@ class Side:
         return {"digests": {d.name: f"{d.true_digest():016x}" for d in self.devices}}
 
     def _make(self) -> None:
-        faults = [f for f in self.plan.faults if f.side == self.name]
+        faults = [f for f in self.plan.faults if f.side == self.name and not self.life]
         if self.plan.durable:
             self._make_durable(faults)
             return
@@ -262,6 +280,7 @@ class Side:
                 flags = Flags(spec.options["flags"])
                 group.add(spec.name, flags=flags, blocks=spec.options["blocks"], seed=seed)
             group.set_vcpus(self.name == "source")
+        self._running = group.store.vcpus
         for spec in self.plan.devices:
             options = {
                 k: v for k, v in spec.options.items() if k not in ("flags", "blocks", "seed")
@@ -277,6 +296,7 @@ class Side:
             raise RuntimeError(f"{hook} is meant to fail")
         states = {d.name: d.state.name for d in self.devices}
         self.say("vcpus", running=running, states=states)
+        self._running = running
         if self._group is not None:
             self._group.set_vcpus(running)
 
@@ -297,7 +317,12 @@ class Side:
         before = _open_fds()
         self._make()
         self.say("begin", **self._truth())
-        policy = Policy(**self.plan.policy)
+        policy = Policy(**(self.plan.policy | (_CALM if self.life else {})))
+        if self.plan.journal:
+            self._journal = Journal(self._directory / "journal")
+            self._watch_journal()
+        if self.plan.psk:
+            self._security = Security(psk=b"a key of both sides")
         run = self._send if self.name == "source" else self._receive
         error: BaseException | None = None
         try:
@@ -324,7 +349,20 @@ class Side:
 
     async def _send(self, policy: Policy) -> None:
         hooks = Hooks(stop_vcpus=lambda: self._vcpus(False), start_vcpus=lambda: self._vcpus(True))
-        source = Source(self.devices, self._address, policy=policy, hooks=hooks, observer=self._see)
+        name = f"chaos-{self.plan.seed}"
+        if self._settle and (self._journal is None or not self._journal.find(name, "source")):
+            self.say("nobody")
+            return
+        source = Source(
+            self.devices,
+            self._address,
+            policy=policy,
+            hooks=hooks,
+            observer=self._see,
+            journal=self._journal,
+            session=name,
+            security=self._security,
+        )
         try:
             await source.run()
         finally:
@@ -333,31 +371,77 @@ class Side:
     async def _receive(self, policy: Policy) -> None:
         hooks = Hooks(start_vcpus=lambda: self._vcpus(True))
         async with listen(
-            self._address, self.devices, policy=policy, hooks=hooks, observer=self._see
+            self._address,
+            self.devices,
+            policy=policy,
+            hooks=hooks,
+            observer=self._see,
+            journal=self._journal,
+            security=self._security,
         ) as listener:
-            waiting = asyncio.create_task(listener.next_session())
-            stopped = asyncio.Event()
-            loop = asyncio.get_running_loop()
-            loop.add_reader(self._stop, stopped.set)
-            nobody = asyncio.create_task(stopped.wait())
+            # One session, as the command does; a later life also answers for what was before.
+            while await self._serve(listener) and self.life:
+                pass
+
+    async def _serve(self, listener: Listener) -> bool:
+        """Take the next session; False: there will be none."""
+        waiting = asyncio.create_task(listener.next_session())
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._stop, stopped.set)
+        nobody = asyncio.create_task(stopped.wait())
+        try:
+            await asyncio.wait([waiting, nobody], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            loop.remove_reader(self._stop)
+            nobody.cancel()
+            if not waiting.done():
+                waiting.cancel()
+            await asyncio.wait([waiting, nobody])
+        if waiting.cancelled():
+            self.say("nobody")
+            return False
+        session = waiting.result()
+        try:
+            await session.run()
+        except VfioflowError:
+            if not self.life:
+                raise
+        finally:
+            self._report = session.report
+        return True
+
+    def _watch_journal(self) -> None:
+        """Points before and after each record; and what a disk may do to one."""
+        record, write, sync = _journal.Entry._record, _journal._write, os.fsync
+
+        def recording(entry: Any, what: Any) -> None:
+            self._reach("record", name=str(what.step), part="before")
             try:
-                await asyncio.wait([waiting, nobody], return_when=asyncio.FIRST_COMPLETED)
+                record(entry, what)
             finally:
-                loop.remove_reader(self._stop)
-                nobody.cancel()
-                if not waiting.done():
-                    waiting.cancel()
-                await asyncio.wait([waiting, nobody])
-            if waiting.cancelled():
-                self.say("nobody")
-                return
-            session = waiting.result()
-            try:
-                await session.run()
-            finally:
-                self._report = session.report
+                self._journal_fails = ""
+            self.say("record", step=str(what.step))
+            self._reach("record", name=str(what.step), part="after")
+
+        def writing(fd: int, data: bytes, offset: int) -> None:
+            if self._journal_fails == "journal full":
+                write(fd, data[: len(data) // 2], offset)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(fd, data, offset)
+
+        def syncing(fd: int) -> None:
+            if self._journal_fails == "journal lost":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            sync(fd)
+
+        _journal.Entry._record = recording
+        _journal._write = writing
+        os.fsync = syncing
 
     _report: Any = None
+    _journal: Journal | None = None
+    _security: Security | None = None
 
     def _end(self, error: BaseException | None) -> None:
         report = self._report
@@ -365,6 +449,8 @@ class Side:
         if error is not None and not isinstance(error, VfioflowError | asyncio.CancelledError):
             trace = "".join(traceback.format_exception(error))
         said: dict[str, Any] = {
+            "life": self.life,
+            "vcpus": self._running,
             "outcome": None if report is None else report.outcome,
             "told": None if report is None else report.error,
             "session": None if report is None else report.session,

@@ -21,6 +21,9 @@ _QUIET = 0.05
 _KEPT_ALIVE = 2.5
 """Seconds after which a silent connection is found dead, as TCP's keep-alive does it in thirty."""
 
+_TAG = 16
+"""Bytes behind a message or frame of a session with a key."""
+
 _FRAME_KINDS = ("", "raw", "zstd", "zero", "mark", "end", "pad", "close")
 _RESET = struct.pack("ii", 1, 0)
 
@@ -28,8 +31,9 @@ _RESET = struct.pack("ii", 1, 0)
 class Units:
     """Cuts a stream into the messages or frames that it is made of, while it is well-formed."""
 
-    def __init__(self, data: bool, toward: str) -> None:
+    def __init__(self, data: bool, toward: str, *, tagged: bool) -> None:
         self._data = data
+        self._tag = _TAG if tagged else 0
         self._toward = toward
         self._held = bytearray()
         self._begun = False
@@ -72,30 +76,39 @@ class Units:
                 return None
             length = int.from_bytes(held[4:8], "little")
             self._lost = length > 1 << 27 or not 0 < held[0] < len(_FRAME_KINDS)
-            return None if self._lost else 32 + length
+            return None if self._lost else 32 + length + self._tag
         if len(held) < 8:
             return None
         length = int.from_bytes(held[:4], "little")
         self._lost = not 0 < length <= 1 << 20
-        return None if self._lost else 8 + length
+        if self._lost or len(held) < 8 + length:
+            return None
+        # The greetings and proofs, by which both sides come to a key, have no tag.
+        early = _type(bytes(held[8 : 8 + length])) in ("hello", "proof")
+        return 8 + length + (0 if early else self._tag)
 
     def _name(self, unit: bytes) -> str:
         if not self._begun:
             return "preamble"
         if self._data:
             return _FRAME_KINDS[unit[0]]
-        try:
-            return str(msgspec.msgpack.decode(unit[8:]).get("type"))
-        except (msgspec.DecodeError, AttributeError):
-            return "?"
+        return _type(unit[8 : 8 + int.from_bytes(unit[:4], "little")])
 
 
 def _forge(unit: bytes, field: str) -> bytes:
     """LOADED with another digest or size of its first device."""
-    message = msgspec.msgpack.decode(unit[8:])
+    end = 8 + int.from_bytes(unit[:4], "little")
+    message = msgspec.msgpack.decode(unit[8:end])
     message["devices"][0][field] ^= 1
     body = msgspec.msgpack.encode(message)
-    return len(body).to_bytes(4, "little") + unit[4:8] + body
+    return len(body).to_bytes(4, "little") + unit[4:8] + body + unit[end:]
+
+
+def _type(message: bytes) -> str:
+    try:
+        return str(msgspec.msgpack.decode(message).get("type"))
+    except (msgspec.DecodeError, AttributeError):
+        return "?"
 
 
 class Flow:
@@ -149,7 +162,10 @@ class Wire:
     :meth:`step` does what can be done, and waits for at most so many seconds.
     """
 
-    def __init__(self, strikes: list[Strike], process: Callable[[Strike], None]) -> None:
+    def __init__(
+        self, strikes: list[Strike], process: Callable[[Strike], None], *, tagged: bool
+    ) -> None:
+        self._tagged = tagged
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._listening.setblocking(False)
         self.target: tuple[str, int] | None = None
@@ -170,6 +186,14 @@ class Wire:
                 line.close(False)
         for sock in self._strangers:
             sock.close()
+
+    def heal(self) -> None:
+        """From now on nothing goes wrong; connections that are there end."""
+        self._waiting.clear()
+        self._refuse = 0
+        for line in self.lines:
+            if line.open:
+                line.close(True)
 
     # ----------------------------------------------------------------- faults
 
@@ -251,7 +275,8 @@ class Wire:
             for s in self._waiting
         )
         if flow.units is None and (wanted and flow.seen == 0):
-            flow.units = Units(flow.line.number > 0 and not self._is_control(data), flow.toward)
+            data_line = flow.line.number > 0 and not self._is_control(data)
+            flow.units = Units(data_line, flow.toward, tagged=self._tagged)
         while data and flow.line.open:
             strike = self._due(flow, flow.seen, flow.seen + len(data))
             if strike is None:
