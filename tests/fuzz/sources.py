@@ -156,17 +156,18 @@ def scripts() -> Iterable[bytes]:
     patient = streams.offer(streams.offered(), window=1 << 20, reconnect_seconds=30.0)
     begin = [(FRAMED, messages.encode(offer)), (HEAR, b""), (OPEN, b"\0"), (HEAR, b"")]
     lasting = [(FRAMED, messages.encode(patient)), *begin[1:]]
-    end = [(WHOLE, b"\0"), (HEAR, b""), *picked(messages.Commit), (HEAR, b"")]
+    end = [*picked(messages.Switchover), (WHOLE, b"\0"), (HEAR, b"")]
+    end += [*picked(messages.Commit), (HEAR, b"")]
     end += picked(messages.Goodbye)
     again = (AGAIN, b"\1\0\1" + HEARD.pack(3))
-    yield script(GREET, *begin, *picked(messages.Switchover), *end)
+    yield script(GREET, *begin, *end)
     yield script(GREET | JOURNAL, *begin, *end)
     yield script(GREET | KEY, *begin, *end)
     yield script(GREET | JOURNAL, *picked(messages.Resolve), (HEAR, b""))
     probe = messages.encode(messages.Probe(size=1000))
     pads = streams.Stream().other(model.PAD, 1000).bytes()
     yield script(GREET, *begin, (FRAMED, probe), (DATA, b"\0" + pads), (HEAR, b""), *end)
-    yield script(GREET, *begin, *end[:2], *picked(messages.Failed))
+    yield script(GREET, *begin, *end[:3], *picked(messages.Failed))
     yield script(GREET | KEY, *lasting, (AGAIN, b"\1\0\1" + HEARD.pack(4)), *end)
     yield script(GREET, *lasting, again, (AGAIN, b"\0\0\1"), *end)
     for one in streams.channels():
