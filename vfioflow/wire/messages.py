@@ -113,7 +113,7 @@ class Offer(_Message, frozen=True, tag="offer"):
     chunk_size: int
     digests: bool
     window: int
-    reconnect_seconds: float
+    reconnect_seconds: Seconds
 
 
 class Accept(_Message, frozen=True, tag="accept"):
