@@ -9,9 +9,10 @@ from vfioflow import barrier
 from vfioflow.devices.base import Device
 from vfioflow.errors import VfioflowError
 from vfioflow.handover import Log
-from vfioflow.journal import Entry, Journal, Step, Story
+from vfioflow.journal import Entry, Journal
 from vfioflow.policy import Policy
 from vfioflow.states import State
+from vfioflow.story import Step, Story
 
 __all__ = ["Choice", "consequence", "decide", "objection"]
 

@@ -158,5 +158,5 @@ def emit(observer: Observer | None, event: Event) -> None:
         return
     try:
         observer(event)
-    except Exception:
+    except Exception:  # whatever somebody else's code may raise
         log.exception("the observer failed on %s", type(event).__name__)

@@ -9,16 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from vfioflow import barrier, events
-from vfioflow.devices.base import Device
 from vfioflow.errors import DeviceError, StallError
-from vfioflow.events import Observer, emit
-from vfioflow.hooks import Hooks
+from vfioflow.events import emit
 from vfioflow.lanes import Outbound, drive
-from vfioflow.policy import Policy
 from vfioflow.precopy import Bandwidth
 from vfioflow.probe import Probe
 from vfioflow.reconnect import Redial
-from vfioflow.report import DeviceReport, Report
+from vfioflow.report import DeviceReport
 from vfioflow.rounds import Lane
 from vfioflow.session import Session
 from vfioflow.states import SAVING, State
@@ -33,25 +30,15 @@ T = TypeVar("T")
 class Giver(Session):
     """A source's session, without the order of its steps."""
 
-    def __init__(
-        self,
-        devices: Sequence[Device],
-        report: Report,
-        *,
-        policy: Policy,
-        hooks: Hooks,
-        observer: Observer | None,
-    ) -> None:
-        super().__init__(devices, report, policy=policy, hooks=hooks, observer=observer)
-        self._lanes = [Lane(device) for device in devices]
-        self._control: Control | None = None
-        self._out: Outbound | None = None
-        self._bandwidth = Bandwidth()
-        self._probe: Probe | None = None
-        self._redial: Redial | None = None
-        self._redialing: asyncio.Task[None] | None = None
-        self._vcpus_stopped = False
-        self._stopped_at = 0.0
+    _lanes: list[Lane]
+    _bandwidth: Bandwidth
+    _control: Control | None = None
+    _out: Outbound | None = None
+    _probe: Probe | None = None
+    _redial: Redial | None = None
+    _redialing: asyncio.Task[None] | None = None
+    _vcpus_stopped = False
+    _stopped_at = 0.0
 
     def _patience(self) -> float:
         """How long a connection may stay broken now, in seconds."""

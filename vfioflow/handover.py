@@ -25,8 +25,9 @@ from vfioflow.errors import (
     RemoteError,
     TakenBack,
 )
-from vfioflow.journal import Entry, Journal, Role, Step
+from vfioflow.journal import Entry, Journal
 from vfioflow.policy import Policy
+from vfioflow.story import Role, Step
 from vfioflow.threads import finish, in_thread, settle
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address

@@ -215,11 +215,11 @@ class Listener:
         loop = asyncio.get_running_loop()
         while True:
             await self._make_room()
+            # Not loop.sock_accept: a cancellation could lose what it has just accepted.
+            await _readable(listening)
             try:
-                # Not loop.sock_accept: a cancellation could lose what it has just accepted.
                 sock, where = listening.accept()
-            except BlockingIOError:
-                await _readable(listening)
+            except BlockingIOError:  # whoever it was has gone again
                 continue
             except OSError as error:  # out of descriptors, or the peer is gone already
                 log.error("cannot accept a connection: %s", error.strerror)
@@ -229,7 +229,6 @@ class Listener:
             task = self._start(self._serve(sock, peer))
             self._strangers[task] = _Stranger(peer.host, loop.time())
             task.add_done_callback(self._no_stranger)
-            await asyncio.sleep(0)  # let it begin: many may wait to be accepted
 
     def _no_stranger(self, task: asyncio.Task[None] | None) -> None:
         if task is not None:

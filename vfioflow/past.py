@@ -13,9 +13,10 @@ from vfioflow.errors import JournalError
 from vfioflow.events import Observer
 from vfioflow.handover import Decision, Log
 from vfioflow.hooks import Hooks
-from vfioflow.journal import Entry, Journal, Step, Story
+from vfioflow.journal import Entry, Journal
 from vfioflow.policy import Policy
 from vfioflow.resolution import Revival, Verdict, judge
+from vfioflow.story import Step, Story
 from vfioflow.takeover import Taking
 from vfioflow.wire import messages
 

@@ -24,11 +24,12 @@ from vfioflow.errors import (
 from vfioflow.events import Observer, Phase
 from vfioflow.handover import Decision, Giving
 from vfioflow.hooks import Hooks, call
-from vfioflow.journal import Entry, Journal, Step, Story
+from vfioflow.journal import Entry, Journal
 from vfioflow.policy import Policy
 from vfioflow.report import DeviceReport, Report
 from vfioflow.session import Session
 from vfioflow.states import State
+from vfioflow.story import Step, Story
 from vfioflow.takeover import Taker, Taking
 from vfioflow.threads import finish
 from vfioflow.wire import messages

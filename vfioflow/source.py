@@ -28,16 +28,17 @@ from vfioflow.events import Observer, Phase
 from vfioflow.giver import Giver
 from vfioflow.handover import Giving
 from vfioflow.hooks import Hooks, SaveConfig, call, save_all
-from vfioflow.journal import Journal, check_session
+from vfioflow.journal import Journal
 from vfioflow.lanes import Outbound
 from vfioflow.policy import Policy
-from vfioflow.precopy import Verdict
+from vfioflow.precopy import Bandwidth, Verdict
 from vfioflow.probe import Probe
 from vfioflow.reconnect import Redial
 from vfioflow.report import Clock, Report
 from vfioflow.resolution import Comeback
 from vfioflow.rounds import Lane, Rounds, ask_sizes, source_seconds
 from vfioflow.states import Flags, State, quiesced
+from vfioflow.story import check_session
 from vfioflow.threads import finish, in_thread
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
@@ -129,6 +130,8 @@ class Source(Giver):
         )
         super().__init__(devices, report, policy=policy, hooks=hooks or Hooks(), observer=observer)
         self._giving = Giving(journal, report.session, self._address, self._guard, policy)
+        self._lanes = [Lane(device) for device in devices]
+        self._bandwidth = Bandwidth()
         self._keys: Keys | None = None
         self._round_trip = 0.0
         self._load_seconds = 0.0

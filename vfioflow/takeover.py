@@ -18,10 +18,11 @@ from vfioflow.errors import HandoverInDoubt, JournalError, PeerError, PeerLost, 
 from vfioflow.events import Phase
 from vfioflow.handover import Decision, Log
 from vfioflow.hooks import call
-from vfioflow.journal import Entry, Journal, Step
+from vfioflow.journal import Entry, Journal
 from vfioflow.policy import Policy
 from vfioflow.session import Session
 from vfioflow.states import State
+from vfioflow.story import Step
 from vfioflow.wire import messages
 from vfioflow.wire.control import Control
 

@@ -16,7 +16,7 @@ from processes import running
 
 from vfioflow import Journal
 from vfioflow.devices.config import load_devices
-from vfioflow.journal import Step
+from vfioflow.story import Step
 from vfioflow.wire.opening import Preamble, Role
 
 DEVICES = """

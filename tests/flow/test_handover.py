@@ -16,7 +16,7 @@ from kept import Machine
 from processes import running
 
 from vfioflow import AdmissionError, Journal, State, migrate
-from vfioflow.journal import Step
+from vfioflow.story import Step
 
 SESSION = "s-1"
 SOURCE_POINTS = [

@@ -19,7 +19,8 @@ from vfioflow import (
     listen,
     migrate,
 )
-from vfioflow.journal import Entry, Step
+from vfioflow.journal import Entry
+from vfioflow.story import Step
 
 SESSION = "b7"
 

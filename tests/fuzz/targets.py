@@ -39,8 +39,9 @@ from vfioflow.errors import (
     ProtocolError,
     RemoteError,
 )
-from vfioflow.journal import Journal, Role, Step, check_session
+from vfioflow.journal import Journal
 from vfioflow.policy import Policy
+from vfioflow.story import Role, Step, check_session
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address, bind
 from vfioflow.wire.control import MAX_MESSAGE, Control

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfioflow import ConfigError, JournalError
-from vfioflow.journal import Journal, Step, check_session, default_directory
+from vfioflow.journal import Journal, default_directory
+from vfioflow.story import Step, check_session
 
 DEVICES = {"nic0": True, "disk0": False}
 WAYS = {

@@ -7,9 +7,9 @@ from fakes import FakeDevice
 
 from vfioflow import Journal, Policy, State
 from vfioflow.byhand import decide, objection
-from vfioflow.journal import Step
 from vfioflow.resolution import Verdict, judge
 from vfioflow.states import FLAG_SETS
+from vfioflow.story import Step
 
 B, L, C, R = Step.BEGUN, Step.LOADED, Step.COMMITTED, Step.RUNNING
 DISCARD, RUNS, CARRY_ON = Verdict.DISCARD, Verdict.RUNS, Verdict.CARRY_ON

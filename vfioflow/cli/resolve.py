@@ -17,7 +17,8 @@ from vfioflow.cli.options import devices_option, journal_directory_option
 if TYPE_CHECKING:
     from vfioflow.byhand import Choice
     from vfioflow.devices.base import Device
-    from vfioflow.journal import Journal, Role, Story
+    from vfioflow.journal import Journal
+from vfioflow.story import Role, Story
 
 __all__ = ["command"]
 

@@ -10,6 +10,7 @@ import hmac
 import secrets
 import socket
 import struct
+from contextlib import ExitStack
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -60,21 +61,20 @@ async def call(
         PeerError: it said something else, or nothing within ``timeout`` seconds.
     """
     sock = await connect(address, Preamble(Role.CONTROL), timeout, guard)
-    try:
-        async with asyncio.timeout(timeout):
-            await read_preamble(sock, timeout)
-            talk = _Talk(sock)
-            keys = await _greet(talk, session, guard)
-            return Control(sock, keys=keys, side="source", greeted=talk.sent), keys
-    except TimeoutError:
-        sock.close()
-        raise PeerLost(f"{address} did not send its greeting within {timeout:g} s") from None
-    except PeerLost as error:
-        sock.close()
-        raise PeerLost(f"{address}: {error}") from None
-    except BaseException:
-        sock.close()
-        raise
+    with ExitStack() as owned:
+        owned.callback(sock.close)
+        try:
+            async with asyncio.timeout(timeout):
+                await read_preamble(sock, timeout)
+                talk = _Talk(sock)
+                keys = await _greet(talk, session, guard)
+                control = Control(sock, keys=keys, side="source", greeted=talk.sent)
+        except TimeoutError:
+            raise PeerLost(f"{address} did not send its greeting within {timeout:g} s") from None
+        except PeerLost as error:
+            raise PeerLost(f"{address}: {error}") from None
+        owned.pop_all()
+    return control, keys
 
 
 async def _greet(talk: _Talk, session: str, guard: Guard) -> Keys:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
 from vfioflow.errors import ProtocolError
+from vfioflow.story import is_session
 from vfioflow.wire.trouble import printable
 
 __all__ = [
@@ -51,8 +51,6 @@ Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 MAX_DEVICES = 4096
 
-_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
 
 class _Message(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True
@@ -81,7 +79,7 @@ class Hello(_Message, frozen=True, tag="hello"):
             )
         if len(self.nonce) != NONCE_SIZE:
             raise ProtocolError(f"the peer's greeting has a nonce of {len(self.nonce)} bytes")
-        if _SESSION.fullmatch(self.session) is None:
+        if not is_session(self.session):
             raise ProtocolError("the peer's greeting has a session whose name cannot be one")
 
 

@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 import weakref
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Self
 
 from vfioflow.errors import PeerError
@@ -56,12 +56,11 @@ class Tunnel(socket.socket):
         relay = _Relay(tls, near, tunnel)
         thread = threading.Thread(target=relay.run, name="vfioflow-tls", daemon=True)
         _running.add(thread)
-        try:
+        with ExitStack() as undo:
+            undo.callback(tunnel.close)
+            undo.callback(relay.close)
             thread.start()
-        except BaseException:
-            relay.close()
-            tunnel.close()
-            raise
+            undo.pop_all()
         return tunnel
 
 
