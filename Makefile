@@ -35,6 +35,7 @@ demo: $(STAMP)-runtime  ## migrate simulated devices between two local processes
 	@$(BIN)/vfioflow demo
 
 test: $(STAMP)-test $(STAMP)-runtime  ## run the tests
+	@.ci/test-packages
 	@$(BIN)/python -m pytest tests
 
 test-kernel: $(STAMP)-test $(STAMP)-runtime  ## run the tests on real VFIO devices, in a guest; FLAVOUR=debian or custom: only that kernel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -22,6 +23,14 @@ def _open_fds() -> set[str]:
     return {
         f"{fd.name} {fd.readlink()}" for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()
     }
+
+
+@pytest.fixture(scope="session")
+def namespaces():
+    """Network namespaces, which take the right to administer the system."""
+    tried = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"the user of these tests may not: {tried.stderr.strip()}")
 
 
 @pytest.fixture

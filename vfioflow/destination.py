@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import os
-import secrets
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vfioflow import admission, barrier, events, precopy
-from vfioflow._fdio import Port
-from vfioflow._inlane import CHUNK_LIMIT, InLane
+from vfioflow import admission, barrier, events
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,
@@ -32,48 +27,18 @@ from vfioflow.events import Observer, Phase, emit
 from vfioflow.hooks import Hooks, load_all
 from vfioflow.journal import Journal
 from vfioflow.lanes import Inbound, drive, last_words
-from vfioflow.policy import MAX_CHANNELS, Policy
-from vfioflow.precopy import Move
+from vfioflow.loader import Lane, Loader
+from vfioflow.policy import Policy
 from vfioflow.reconnect import Rejoin
-from vfioflow.report import DeviceReport, Report
+from vfioflow.report import Report
 from vfioflow.states import Flags, State
-from vfioflow.takeover import Taker, Taking
+from vfioflow.takeover import Taking
 from vfioflow.threads import finish, in_thread
 from vfioflow.wire import messages
 from vfioflow.wire.control import Control
 from vfioflow.wire.keys import Keys
-from vfioflow.wire.opening import Preamble
 
 __all__ = ["Caller", "Destination"]
-
-_LARGEST_WINDOW = 2**40
-_LARGEST_STATE = 2**50
-_LONGEST = 1e9
-"""Seconds."""
-_LONGEST_NAME = 255
-
-
-class _Lane:
-    """A device and its stream."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.info = device.info
-        self.port: Port | None = None
-        self.stream: InLane | None = None
-
-    @property
-    def name(self) -> str:
-        return self.info.name
-
-    def adopt(self, data_fd: int) -> None:
-        self.port = self.device.port(data_fd)
-        self.stream = InLane(self.name, self.port)
-
-    def close(self) -> None:
-        if self.port is not None:
-            self.port.close()
-            self.port = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +51,7 @@ class Caller:
     offer: messages.Offer
 
 
-class Destination(Taker):
+class Destination(Loader):
     """One migration, seen from the destination.  ``report`` is there however it ends."""
 
     def __init__(
@@ -111,17 +76,14 @@ class Destination(Taker):
         )
         super().__init__(devices, report, policy=policy, hooks=hooks, observer=observer)
         self.taking = Taking(journal, caller.session, policy, give_up=control.give_up)
-        self._lanes: list[_Lane] = []
-        self._sockets: list[socket.socket | None] = []
+        self._lanes = []
+        self._sockets = []
         self._all_here = asyncio.Event()
         self._switched = asyncio.Event()
-        self._in: Inbound | None = None
         self._probe_wanted = 0
         self._loaded = False
         self._acknowledged = False
         self._config: dict[str, bytes] | None = None
-        self._rejoin: Rejoin | None = None
-        self._rejoining: asyncio.Task[None] | None = None
 
     async def run(self) -> Report:
         """Take the devices over.  Once per object.  Raises as `Listener.receive` does."""
@@ -152,7 +114,7 @@ class Destination(Taker):
     async def _admit(self, offer: messages.Offer) -> None:
         """Is there a match for each, and may they move together?  Then all go to RESUMING."""
         self._enter(Phase.SET_UP)
-        _check_offer(offer)
+        offer.check()
         offered = [admission.Facts(d.name, d.driver, Flags(d.flags)) for d in offer.devices]
         infos = {device.name: device.info for device in self._devices}
         here = [admission.Facts(i.name, i.driver, i.flags) for i in infos.values()]
@@ -171,7 +133,7 @@ class Destination(Taker):
             await self._control.send(messages.Refuse(reasons=refused.reasons))
             raise
         by_name = {device.name: device for device in self._devices}
-        self._lanes = [_Lane(by_name[device.name]) for device in offer.devices]
+        self._lanes = [Lane(by_name[device.name]) for device in offer.devices]
         self._touched = True
         crossing = await self._cross("resuming", State.RESUMING)
         lanes = {lane.name: lane for lane in self._lanes}
@@ -215,27 +177,6 @@ class Destination(Taker):
         await self._control.send(
             messages.Ready(splice=pages and not (offer.digests or offer.window or self._keys.keyed))
         )
-
-    def take_channel(self, preamble: Preamble, sock: socket.socket) -> bool:
-        """Take a data connection if it is this session's and still missing."""
-        if not secrets.compare_digest(
-            preamble.token, self._keys.token(preamble.role, preamble.channel, preamble.attempt)
-        ):
-            return False
-        number = preamble.channel
-        if preamble.attempt or number >= len(self._sockets) or self._sockets[number] is not None:
-            return False
-        self._sockets[number] = sock
-        if None not in self._sockets:
-            self._all_here.set()
-        return True
-
-    async def take_again(self, preamble: Preamble, sock: socket.socket) -> bool:
-        """Take a connection that broke and was opened again, if it is this session's.
-
-        Owns the socket once it returns True.  Raises PeerError: it is gone already, or wrong.
-        """
-        return self._rejoin is not None and await self._rejoin.take(preamble, sock)
 
     # -------------------------------------------------------------------- load
 
@@ -400,22 +341,6 @@ class Destination(Taker):
         self._committed = True
         await self._take_over(self._devices, self._control)
 
-    def _expected_seconds(self) -> float:
-        """From the end of the data to RUNNING, as far as the devices' arcs are known."""
-        total = 0.0
-        route = (State.RESUMING, State.STOP, State.RUNNING_P2P, State.RUNNING)
-        for start, end in itertools.pairwise(route):
-            total += precopy.slowest(
-                Move(lane.info.flags, lane.info.arc_seconds, start, end)
-                for lane in self._lanes
-                if lane.info.flags & Flags.P2P
-            )
-        return total + precopy.slowest(
-            Move(lane.info.flags, lane.info.arc_seconds, State.RESUMING, State.RUNNING)
-            for lane in self._lanes
-            if not lane.info.flags & Flags.P2P
-        )
-
     # ----------------------------------------------------------------- failure
 
     async def _go_back(self, error: BaseException) -> None:
@@ -466,83 +391,6 @@ class Destination(Taker):
         await self._control.close()
         self.taking.close()
         os.close(self._signal)
-
-    # ------------------------------------------------------------------- parts
-
-    async def _hang_up(self) -> None:
-        """From now on a connection that breaks stays so."""
-        self._rejoin = None
-        if self._rejoining is not None:
-            self._rejoining.cancel()
-            await asyncio.wait([self._rejoining])
-            self._rejoining = None
-
-    @property
-    def _streams(self) -> Inbound:
-        assert self._in is not None
-        return self._in
-
-    async def _cross(self, name: str, state: State) -> barrier.Crossing:
-        """Take all devices to ``state``, except those whose flags do not have it."""
-        return await barrier.cross(
-            name,
-            [
-                (lane.device, state)
-                for lane in self._lanes
-                if state != State.RUNNING_P2P or lane.info.flags & Flags.P2P
-            ],
-            timeout=self._policy.stall_timeout,
-            observer=self._observer,
-        )
-
-    def _progress(self) -> None:
-        emit(
-            self._observer,
-            events.Progress(
-                self._phase,
-                tuple(
-                    events.DeviceProgress(s.name, s.offset, s.wire_bytes, None)
-                    for s in self._streams.lanes
-                ),
-            ),
-        )
-
-    async def _fill_report(self) -> None:
-        report = self.report
-        states = await barrier.states(self._devices, timeout=1.0)
-        for lane in self._lanes:
-            stream = lane.stream
-            digests = stream is not None and self._in is not None and self._digests
-            report.devices.append(
-                DeviceReport(
-                    name=lane.name,
-                    profile=lane.info.profile or lane.info.driver,
-                    bytes_wire=stream.wire_bytes if stream is not None else 0,
-                    digest=f"{stream.digest:08x}" if stream is not None and digests else "",
-                    digest_ok=True if stream is not None and stream.ended and digests else None,
-                    final_state=states[lane.name],
-                )
-            )
-            report.bytes_total += stream.offset if stream is not None else 0
-        report.bytes_wire = sum(d.bytes_wire for d in report.devices)
-
-
-def _check_offer(offer: messages.Offer) -> None:
-    """Raise ProtocolError unless all numbers and names in it are of this world."""
-    if not (1 <= offer.channels <= MAX_CHANNELS and 1 <= offer.chunk_size <= CHUNK_LIMIT):
-        raise ProtocolError(
-            f"the offer has {offer.channels} channels and chunks of {offer.chunk_size} bytes"
-        )
-    if not (0 <= offer.window <= _LARGEST_WINDOW and 0 <= offer.reconnect_seconds <= _LONGEST):
-        raise ProtocolError(
-            f"the offer has a window of {offer.window} bytes for {offer.reconnect_seconds} s"
-        )
-    for device in offer.devices:
-        for word in (device.name, device.driver, device.profile):
-            if len(word) > _LONGEST_NAME or not word.isprintable():
-                raise ProtocolError("the offer has a device with a name that cannot be one")
-        if not 0 <= (device.size or 0) <= _LARGEST_STATE:
-            raise ProtocolError(f"the offer has a device {device.name} of {device.size} bytes")
 
 
 def _pass_on(done: asyncio.Future[None], to: asyncio.Future[None]) -> None:

@@ -173,7 +173,7 @@ def crossed(authority, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("address", ["tcp://0.0.0.0:0", "tcp://[::]:0", "fd"])
+@pytest.mark.parametrize("address", ["tcp://0.0.0.0:0", "fd"])
 def test_an_address_that_others_reach_needs_protection(devices, address):
     _, destination = devices(quiet_set)
 
@@ -185,8 +185,6 @@ def test_an_address_that_others_reach_needs_protection(devices, address):
         async with listen("tcp://0.0.0.0:0", destination, security=KEY) as listener:
             return listener.address
 
-    if address == "tcp://[::]:0" and not socket.has_dualstack_ipv6():
-        pytest.skip("no IPv6")
     assert asyncio.run(body()).startswith("tcp://0.0.0.0:")
 
 
@@ -409,17 +407,14 @@ def offered(**about):
     ("devices_offered", "match"),
     [
         ([offered(size=2**63)], "a device net0 of 9223372036854775808 bytes"),
-        ([offered(size=-1)], "a device net0 of -1 bytes"),
         ([offered(name="x" * 256)], "a name that cannot be one"),
         ([offered(name="\x1b[2J")], "a name that cannot be one"),
     ],
 )
 def test_an_offer_out_of_this_world_is_refused(devices, devices_offered, match):
-    from vfioflow.destination import _check_offer
-
     offer = messages.Offer(
         devices=devices_offered, channels=1, chunk_size=4096, digests=True, window=0,
         reconnect_seconds=0.0,
     )  # fmt: skip
     with pytest.raises(ProtocolError, match=match):
-        _check_offer(offer)
+        offer.check()

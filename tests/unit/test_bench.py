@@ -202,11 +202,7 @@ def spaces():
     return [path.name for path in Path("/run/netns").glob("vfioflow-bench-*")]
 
 
-needs_root = pytest.mark.skipif(wires.why_no_veth() is not None, reason=str(wires.why_no_veth()))
-
-
-@needs_root
-def test_the_namespaces_go_with_the_veth():
+def test_the_namespaces_go_with_the_veth(namespaces):
     veth = wires.Veth()
 
     def use():
@@ -221,9 +217,8 @@ def test_the_namespaces_go_with_the_veth():
     assert not set(veth.spaces) & set(spaces())
 
 
-@needs_root
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_the_namespaces_go_with_the_process(end):
+def test_the_namespaces_go_with_the_process(namespaces, end):
     program = (
         "import signal; from comparison import commandline, wires\n"
         "signal.signal(signal.SIGTERM, commandline.stop)\n"

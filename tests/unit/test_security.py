@@ -198,7 +198,6 @@ def test_a_name_that_none_can_have(folder):
         Security.from_tls_dir(folder, hostname=".x").for_source("127.0.0.1")
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command")
 def test_the_commands_of_the_documentation_make_good_ones(tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
     (commands,) = re.findall(r"^```sh certificates\n(.*?)^```", text, re.DOTALL | re.MULTILINE)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vfioflow import _frame
-from vfioflow.destination import MAX_CHANNELS
+from vfioflow.policy import MAX_CHANNELS
 from vfioflow.wire import messages
 from vfioflow.wire.control import MAX_MESSAGE
 from vfioflow.wire.opening import Preamble, Role

@@ -6,7 +6,9 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
+from vfioflow._inlane import CHUNK_LIMIT
 from vfioflow.errors import ProtocolError
+from vfioflow.policy import MAX_CHANNELS
 from vfioflow.story import is_session
 from vfioflow.wire.trouble import printable
 
@@ -50,6 +52,9 @@ Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 MAX_DEVICES = 4096
+MAX_NAME = 255
+MAX_WINDOW = 2**40
+MAX_STATE = 2**50
 
 
 class _Message(
@@ -110,8 +115,23 @@ class Offer(_Message, frozen=True, tag="offer"):
     channels: int
     chunk_size: int
     digests: bool
-    window: int
+    window: Bytes
     reconnect_seconds: Seconds
+
+    def check(self) -> None:
+        """Raise ProtocolError unless all numbers and names in it are of this world."""
+        if not (1 <= self.channels <= MAX_CHANNELS and 1 <= self.chunk_size <= CHUNK_LIMIT):
+            raise ProtocolError(
+                f"the offer has {self.channels} channels and chunks of {self.chunk_size} bytes"
+            )
+        if self.window > MAX_WINDOW:
+            raise ProtocolError(f"the offer has a window of {self.window} bytes")
+        for device in self.devices:
+            for word in (device.name, device.driver, device.profile):
+                if len(word) > MAX_NAME or not word.isprintable():
+                    raise ProtocolError("the offer has a device with a name that cannot be one")
+            if (device.size or 0) > MAX_STATE:
+                raise ProtocolError(f"the offer has a device {device.name} of {device.size} bytes")
 
 
 class Accept(_Message, frozen=True, tag="accept"):
