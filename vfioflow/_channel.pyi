@@ -2,12 +2,7 @@ import socket
 
 from vfioflow._buffers import Pool
 from vfioflow._fdio import Cancel
-
-class Limiter:
-    """A rate that several lanes share, in bytes a second; 0 is no limit."""
-
-    rate: int
-    def __init__(self, rate: int = 0) -> None: ...
+from vfioflow._waits import Limiter
 
 class Channel:
     """One connection for data frames.  Takes a connected stream socket and keeps it blocking.

@@ -2,9 +2,10 @@ from collections.abc import Sequence
 
 from vfioflow._balance import Balance
 from vfioflow._buffers import Pool
-from vfioflow._channel import Channel, Limiter
+from vfioflow._channel import Channel
 from vfioflow._crew import Crew
 from vfioflow._fdio import Cancel, Port
+from vfioflow._waits import Limiter
 
 CANCELLED: int
 DRAINED: int

@@ -14,11 +14,12 @@ from itertools import repeat
 from typing import TypeVar
 
 from vfioflow._buffers import Pool
-from vfioflow._channel import Channel, Limiter
+from vfioflow._channel import Channel
 from vfioflow._crew import Crew
 from vfioflow._fdio import Cancel
 from vfioflow._inlane import InLane, Receiver
 from vfioflow._outlane import OutLane
+from vfioflow._waits import Limiter
 from vfioflow.errors import PeerLost, RemoteError, StallError
 from vfioflow.policy import Policy
 from vfioflow.threads import in_thread, settle

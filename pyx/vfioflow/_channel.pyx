@@ -1,19 +1,16 @@
-"""Channels: the connections that data frames take, and what every pump shares."""
+"""Channels: the connections that data frames take."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 from posix.unistd cimport close, dup
 
-from errnos cimport EAGAIN, EBADMSG, ECANCELED, ECONNRESET, EINTR, ENODATA, ETIMEDOUT, errno
+from errnos cimport EAGAIN, ECANCELED, ECONNRESET, EINTR, ENODATA, errno
 from pipes cimport SIOCOUTQNSD, ioctl, sendfile
 from poll cimport POLLIN, POLLOUT, poll, pollfd
 from pthread cimport (
     pthread_cond_broadcast,
     pthread_cond_destroy,
     pthread_cond_init,
-    pthread_cond_t,
-    pthread_cond_timedwait,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -34,10 +31,13 @@ from sockets cimport (
     setsockopt,
 )
 
-from vfioflow._fdio cimport fd_splice, wait_fd
-from vfioflow._status cimport check
+from vfioflow._fault cimport AT_WIRE, fail, fault_t, raise_fault
+from vfioflow._buffers cimport Pool
+from vfioflow._fdio cimport fd_splice
 from vfioflow._frame cimport HEADER_SIZE, KIND_CLOSE, KIND_PAD, encode
 from vfioflow._mac cimport TAG_SIZE, mac_tag
+from vfioflow._status cimport check
+from vfioflow._waits cimport A_MOMENT, Limiter, wait_a_little
 from vfioflow._window cimport (
     window_close,
     window_flush,
@@ -50,84 +50,11 @@ from vfioflow._window cimport (
     window_unpark,
 )
 
-import os
-
-from vfioflow.errors import DeviceError, IntegrityError, PeerLost, ProtocolError
+from vfioflow.errors import ProtocolError
 
 cdef enum:
-    # Longest that a limited lane may fall behind its rate and still catch up: 10 ms.
-    BURST_NS = 10 * 1000 * 1000
-    MAX_WAIT_MS = 1 << 30
     # From this size, saving wake-ups is worth the three calls that it takes.
     ONE_WAKE_UP = 256 * 1024
-
-
-cdef int64_t now_ns() noexcept nogil:
-    cdef timespec time
-    clock_gettime(CLOCK_MONOTONIC, &time)
-    return <int64_t> time.tv_sec * 1000000000 + time.tv_nsec
-
-
-cdef int64_t thread_ns() noexcept nogil:
-    cdef timespec time
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
-    return <int64_t> time.tv_sec * 1000000000 + time.tv_nsec
-
-
-cdef int fail(fault_t *fault, where_t where, int status, int lane, uint64_t offset) noexcept nogil:
-    fault.where = where
-    fault.status = status
-    fault.lane = lane
-    fault.offset = offset
-    return status
-
-
-cdef object raise_fault(fault_t *fault, object name, object action):
-    """The one place where a pump's failure becomes an exception."""
-    at = f"device {name} at byte {fault.offset} of its stream"
-    if fault.where == AT_DEVICE:
-        raise DeviceError(name, f"{action} at byte {fault.offset} of its stream", -fault.status)
-    if fault.where == AT_DIGEST:
-        raise IntegrityError(f"{at}: the digest does not agree with the bytes that arrived")
-    if fault.where == AT_ZSTD:
-        raise IntegrityError(f"{at}: a compressed frame does not unpack")
-    if fault.where == AT_MEMORY:
-        raise MemoryError(f"{at}: no buffer")
-    if fault.where == AT_TAG:
-        raise IntegrityError("a data frame was changed on the way: its tag is wrong")
-    if fault.where == AT_FRAME:
-        if fault.status == -EBADMSG:
-            raise IntegrityError("a data frame is damaged: its header does not check")
-        about = f"{at}: " if fault.lane >= 0 else ""
-        raise ProtocolError(f"{about}a data frame that the protocol does not allow here")
-    if fault.status == -ECONNRESET:
-        raise PeerLost("the peer closed a data connection in the middle of a stream")
-    raise PeerLost(f"a data connection failed: {os.strerror(-fault.status)}")
-
-
-cdef int wait_port(port_t *port, short events, int *rounds, int cancel_fd) noexcept nogil:
-    """Wait until a port that said EAGAIN is worth another try.
-
-    A driver without .poll is always "ready": then only a pause of a millisecond keeps the loop
-    from spinning.
-    """
-    cdef int status
-    if rounds[0] > 1:
-        status = wait_fd(-1, 0, cancel_fd, 1)
-    else:
-        status = wait_fd(port.fd, events, cancel_fd, 100)
-    rounds[0] += 1
-    return 0 if status == -ETIMEDOUT else status
-
-
-cdef void wait_a_little(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t ns) noexcept nogil:
-    cdef timespec until
-    clock_gettime(CLOCK_REALTIME, &until)
-    until.tv_nsec += ns     # less than a second
-    if until.tv_nsec >= 1000000000:
-        until.tv_nsec -= 1000000000
-        until.tv_sec += 1
-    pthread_cond_timedwait(cond, lock, &until)
 
 
 cdef int recv_all(int fd, void *buffer, size_t size) noexcept nogil:
@@ -307,43 +234,6 @@ cdef int send_pages_frame(channel_t *channel, const frame_t *frame, int fd, bint
             return -errno
     channel.wire_bytes += frame_size(channel, frame)
     return 0
-
-
-cdef class Limiter:
-    """A rate that several lanes share, in bytes a second; 0 is no limit.  May be changed at any time."""
-
-    def __cinit__(self, rate=0):
-        pthread_mutex_init(&self.lock, NULL)
-        self.rate = rate
-
-    def __dealloc__(self):
-        pthread_mutex_destroy(&self.lock)
-
-    @property
-    def rate(self):
-        """Bytes a second; 0 is no limit."""
-        return self._rate
-
-    @rate.setter
-    def rate(self, uint64_t rate):
-        self._rate = rate
-
-    cdef int take(self, size_t size, int cancel_fd) noexcept nogil:
-        cdef int64_t now, wait
-        cdef int status
-        if self._rate == 0:
-            return 0
-        pthread_mutex_lock(&self.lock)
-        now = now_ns()
-        if self.free_at < now - BURST_NS:
-            self.free_at = now - BURST_NS
-        self.free_at += <int64_t> (<double> size * 1e9 / self._rate)
-        wait = self.free_at - now
-        pthread_mutex_unlock(&self.lock)
-        if wait < 1000000:
-            return 0
-        status = wait_fd(-1, 0, cancel_fd, <int> min(wait // 1000000, MAX_WAIT_MS))
-        return 0 if status == -ETIMEDOUT else status
 
 
 cdef class Channel:

@@ -23,7 +23,8 @@ from pthread cimport (
 )
 
 from vfioflow._balance cimport LEVELS, level_of
-from vfioflow._channel cimport A_MOMENT, now_ns, unsent, wait_a_little
+from vfioflow._channel cimport unsent
+from vfioflow._waits cimport A_MOMENT, now_ns, wait_a_little
 from vfioflow._frame cimport KIND_ZSTD
 
 cdef enum:

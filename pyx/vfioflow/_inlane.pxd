@@ -3,7 +3,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from pthread cimport pthread_cond_t, pthread_mutex_t
 
 from vfioflow._buffers cimport Pool
-from vfioflow._channel cimport Channel, channel_t, fault_t
+from vfioflow._channel cimport Channel, channel_t
+from vfioflow._fault cimport fault_t
 from vfioflow._fdio cimport Cancel, Port, port_t
 from vfioflow._frame cimport frame_t
 from vfioflow._zstd cimport Decompressor

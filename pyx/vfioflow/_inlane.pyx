@@ -22,8 +22,8 @@ from pthread cimport (
     pthread_mutex_unlock,
 )
 
-from vfioflow._channel cimport (
-    A_MOMENT,
+from vfioflow._channel cimport await_bytes, frame_size, recv_all, recv_payload
+from vfioflow._fault cimport (
     AT_DEVICE,
     AT_DIGEST,
     AT_FRAME,
@@ -31,16 +31,10 @@ from vfioflow._channel cimport (
     AT_TAG,
     AT_WIRE,
     AT_ZSTD,
-    await_bytes,
     fail,
-    frame_size,
-    now_ns,
     raise_fault,
-    recv_all,
-    recv_payload,
-    wait_a_little,
-    wait_port,
 )
+from vfioflow._waits cimport A_MOMENT, now_ns, wait_a_little, wait_port
 from vfioflow._fdio cimport ONLY_PAGES_IN, PAGES_IN, fd_splice
 from vfioflow._frame cimport (
     HEADER_SIZE,

@@ -4,7 +4,9 @@ from pthread cimport pthread_cond_t
 
 from vfioflow._balance cimport Balance
 from vfioflow._buffers cimport Pool
-from vfioflow._channel cimport Channel, Limiter, channel_t, fault_t
+from vfioflow._channel cimport Channel, channel_t
+from vfioflow._fault cimport fault_t
+from vfioflow._waits cimport Limiter
 from vfioflow._crew cimport Crew, job_t
 from vfioflow._fdio cimport Cancel, Port, port_t
 from vfioflow._frame cimport frame_t

@@ -15,23 +15,17 @@ from poll cimport POLLIN
 from pthread cimport pthread_cond_destroy, pthread_cond_init
 
 from vfioflow._channel cimport (
-    AT_DEVICE,
-    AT_MEMORY,
-    AT_WIRE,
     enter,
-    fail,
     frame_size,
     leave,
-    now_ns,
-    thread_ns,
-    raise_fault,
     send_frame,
     send_pages_frame,
     try_enter,
     unsent,
-    wait_port,
     writable,
 )
+from vfioflow._fault cimport AT_DEVICE, AT_MEMORY, AT_WIRE, fail, raise_fault
+from vfioflow._waits cimport now_ns, thread_ns, wait_port
 from vfioflow._balance cimport LEVELS
 from vfioflow._crew cimport JOB_DONE
 from vfioflow._fdio cimport PAGES_OUT, PIPE_OUT

@@ -8,7 +8,6 @@ connection breaks, both wait; on the next one the sender goes on from there.
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from endians cimport htole64, le64toh
 from errnos cimport EAGAIN, ECANCELED, ECONNRESET, EINTR, EMSGSIZE, ENOMEM, EPROTO, errno
@@ -18,7 +17,6 @@ from pthread cimport (
     pthread_cond_broadcast,
     pthread_cond_destroy,
     pthread_cond_init,
-    pthread_cond_timedwait,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -26,6 +24,8 @@ from pthread cimport (
     pthread_mutex_unlock,
 )
 from sockets cimport MSG_DONTWAIT, MSG_NOSIGNAL, recv, send
+
+from vfioflow._waits cimport A_MOMENT, wait_a_little
 
 cdef enum:
     ACKS = 8                    # acknowledgements in a window's worth of bytes
@@ -61,21 +61,10 @@ cdef void signal(window_t *window) noexcept nogil:
         eventfd_write(window.signal_fd, 1)
 
 
-cdef void wait(window_t *window) noexcept nogil:
-    """Until something changed, for a moment at most.  Called with the lock."""
-    cdef timespec until
-    clock_gettime(CLOCK_REALTIME, &until)
-    until.tv_nsec += MOMENT_MS * 1000000
-    if until.tv_nsec >= 1000000000:
-        until.tv_nsec -= 1000000000
-        until.tv_sec += 1
-    pthread_cond_timedwait(&window.changed, &window.lock, &until)
-
-
 cdef int await_another(window_t *window, Cancel cancel) noexcept nogil:
     """Called with the lock.  0, -ECONNRESET (there will be none) or -ECANCELED."""
     while window.broken and not window.lost and not cancel.flag:
-        wait(window)
+        wait_a_little(&window.changed, &window.lock, A_MOMENT)
     if cancel.flag:
         return -ECANCELED
     return -ECONNRESET if window.lost else 0
@@ -283,7 +272,7 @@ cdef int window_park(window_t *window, Cancel cancel, uint64_t *heard) noexcept 
     cdef int status = 0
     pthread_mutex_lock(&window.lock)
     while window.running and not window.parked and not window.lost and not cancel.flag:
-        wait(window)
+        wait_a_little(&window.changed, &window.lock, A_MOMENT)
     if cancel.flag or window.lost:
         status = -ECANCELED
     heard[0] = window.heard

@@ -18,9 +18,10 @@ from inputs import MOST, fed, reason
 
 from vfioflow import _frame
 from vfioflow._buffers import Pool
-from vfioflow._channel import Channel, Limiter
+from vfioflow._channel import Channel
 from vfioflow._fdio import Cancel, Port
 from vfioflow._inlane import InLane, Receiver
+from vfioflow._waits import Limiter
 from vfioflow.devices.sim import SimDevice
 from vfioflow.errors import (
     IntegrityError,

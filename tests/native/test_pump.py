@@ -27,9 +27,10 @@ from wire import (
 
 from vfioflow import _frame
 from vfioflow._buffers import Pool
-from vfioflow._channel import Channel, Limiter
+from vfioflow._channel import Channel
 from vfioflow._fdio import Cancel, Port
 from vfioflow._outlane import BUDGET, CANCELLED, DRAINED, END, OutLane
+from vfioflow._waits import Limiter
 from vfioflow.errors import DeviceError, IntegrityError, PeerLost, ProtocolError
 
 

@@ -14,11 +14,12 @@ import pytest
 
 from vfioflow import _frame
 from vfioflow._buffers import Pool
-from vfioflow._channel import Channel, Limiter
+from vfioflow._channel import Channel
 from vfioflow._crew import Crew
 from vfioflow._fdio import Cancel, Port
 from vfioflow._inlane import InLane, Receiver
 from vfioflow._outlane import END, OutLane
+from vfioflow._waits import Limiter
 
 CHUNK = 64 * 1024
 MIB = 1 << 20
