@@ -7,6 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ from vfioflow.reconnect import Rejoin
 from vfioflow.report import Report
 from vfioflow.states import Flags, State
 from vfioflow.takeover import Taking
-from vfioflow.threads import finish, in_thread
+from vfioflow.threads import finish, in_thread, ready
 from vfioflow.wire import messages
 from vfioflow.wire.control import Control
 from vfioflow.wire.keys import Keys
@@ -66,6 +67,7 @@ class Destination(Loader):
     ) -> None:
         self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._control = control = caller.control
+        control.patience = 2 * policy.stall_timeout
         self._keys = caller.keys
         self._offer = caller.offer
         report = Report(
@@ -87,8 +89,13 @@ class Destination(Loader):
 
     async def run(self) -> Report:
         """Take the devices over.  Once per object.  Raises as `Listener.receive` does."""
+        with ExitStack() as held:
+            return await self._run(held)
+
+    async def _run(self, held: ExitStack) -> Report:
         begin = time.monotonic()
         try:
+            held.enter_context(ready(len(self._devices) + 1))
             await self._admit(self._offer)
             await self._open_channels(self._offer)
             await self._load()
@@ -201,7 +208,7 @@ class Destination(Loader):
                 busy=lambda: {f"device {x.name}": x.offset for x in inbound.lanes if x.busy},
                 stall_timeout=self._policy.stall_timeout,
                 stalled=lambda error: self._tell_early(self._control, error),
-                tick=self._progress,
+                tick=self._tick,
             )
             if all(lane.ended for lane in inbound.lanes):
                 await self._await_switchover(failure)
@@ -216,6 +223,17 @@ class Destination(Loader):
                 raise PeerLost(
                     f"device {lane.name}: the source ended the connection"
                     f" after {lane.offset} bytes, before the stream's end"
+                )
+
+    def _tick(self) -> None:
+        """Ten times a second while data flows."""
+        self._progress()
+        for lane, device in zip(self._streams.lanes, self._offer.devices, strict=True):
+            most = self._policy.stream_limit(device.size or 0)
+            if lane.offset > most:
+                raise ProtocolError(
+                    f"device {lane.name}: {lane.offset} bytes came, and at most {most} are taken of"
+                    f" one that was offered with {device.size or 'no size'} (--stream-factor)"
                 )
 
     async def _await_switchover(self, failure: asyncio.Future[None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -62,6 +63,8 @@ class Log:
         """The journal's, once an entry was begun."""
         self.seconds = 0.0
         """What writing has taken since :meth:`lap`."""
+        self._closed = False
+        self._owning = threading.Lock()
 
     async def call(self, function: Callable[[Journal], T]) -> T:
         """Run something that blocks on the journal, which must be there."""
@@ -90,9 +93,33 @@ class Log:
             if reasons := _claims(journal, role, list(outlives)):
                 raise AdmissionError(reasons)
             self.identity = journal.identity
-            self.entry = journal.begin(session, role, peer, outlives)
+            entry = journal.begin(session, role, peer, outlives)
+            if not self._own(entry):
+                with entry:
+                    step = Step.BACK if role == "source" else Step.DISCARDED
+                    entry.record(step, reason="begun too late: nobody waited for it any more")
 
         await self.call(begin)
+
+    async def find(self, session: str, role: Role) -> bool:
+        """Take the entry of a session that the journal knows already, if it does."""
+        if self.journal is None:
+            return False
+
+        def find(journal: Journal) -> None:
+            entry = journal.open(session, role)
+            if entry is not None and not self._own(entry):
+                entry.close()
+
+        await self.call(find)
+        return self.entry is not None
+
+    def _own(self, entry: Entry) -> bool:
+        """Keep it until :meth:`close`, unless that was before."""
+        with self._owning:
+            if not self._closed:
+                self.entry = entry
+            return not self._closed
 
     async def record(self, step: Step, **about: Any) -> None:
         """Record a step; does nothing without an entry."""
@@ -109,9 +136,11 @@ class Log:
 
     def close(self) -> None:
         """Give the entry's lock up."""
-        if self.entry is not None:
-            self.entry.close()
-            self.entry = None
+        with self._owning:
+            self._closed = True
+            if self.entry is not None:
+                self.entry.close()
+                self.entry = None
 
 
 def _claims(journal: Journal, role: Role, devices: Sequence[str]) -> dict[str, str]:
@@ -230,14 +259,7 @@ class Giving:
 
     async def find(self) -> bool:
         """Whether the journal knows the session already; then this process holds its entry."""
-        if self.log.journal is None:
-            return False
-
-        def find(journal: Journal) -> None:
-            self.log.entry = journal.open(self._session, "source")
-
-        await self.log.call(find)
-        return self.log.entry is not None
+        return await self.log.find(self._session, "source")
 
     async def begin(self, devices: Sequence[Device]) -> None:
         """S_BEGIN: before any device leaves RUNNING.

@@ -78,12 +78,12 @@ class Entry(Story):
         Raises:
             JournalError: it could not be written; then it counts as not done.
         """
-        with self._lock:
-            try:
+        try:
+            with self._lock:
                 self._record(Record(step=step, time=time.time(), **about))
-            finally:
-                if self._closing:  # it was closed meanwhile
-                    self._release()
+        finally:
+            if self._closing:  # meanwhile, when it could not be
+                self.close()
 
     def _record(self, record: Record) -> None:
         assert self.allows(record.step), f"{record.step} cannot come after {self.step}"
@@ -112,14 +112,11 @@ class Entry(Story):
         self._closing = True
         if self._lock.acquire(blocking=False):
             try:
-                self._release()
+                if self._fd >= 0:
+                    os.close(self._fd)
+                    self._fd = -1
             finally:
                 self._lock.release()
-
-    def _release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 def _write(fd: int, data: bytes, offset: int) -> None:

@@ -7,7 +7,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -67,8 +67,8 @@ def listen(
     Args:
         address: "tcp://HOST:PORT", or "fd://N" for a listening socket that was handed over.
         devices: the set that takes the state: RUNNING, idle, and nobody's.
-        policy: only ``connect_timeout``, ``stall_timeout`` and ``resolve_timeout`` matter at the
-            destination.
+        policy: only ``connect_timeout``, ``stall_timeout``, ``resolve_timeout`` and
+            ``stream_factor`` matter at the destination.
         hooks: ``start_vcpus`` is called when every device runs.
         observer: gets every event of :mod:`vfioflow.events`.
         journal: where to record what is decided, so that it outlives this process.  What an earlier
@@ -115,6 +115,7 @@ class Listener:
         self._security = security or Security()
         self._guard = Guard()
         self._strangers: dict[asyncio.Task[None], _Stranger] = {}
+        self._fresh: set[socket.socket] = set()
         self._callers = 0
         self._waiting: asyncio.Queue[Caller | Revival] = asyncio.Queue()
         self._past = Past(
@@ -149,6 +150,8 @@ class Listener:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for sock in self._fresh:
+            sock.close()
         while not self._waiting.empty():
             waiting = self._waiting.get_nowait()
             if isinstance(waiting, Revival):
@@ -199,7 +202,10 @@ class Listener:
                     journal=self._journal,
                 )
             except OSError as error:  # out of descriptors
-                log.error("cannot serve a source: %s", error.strerror)
+                reason = f"cannot serve {waiting.control.peer}: {error.strerror}"
+                log.error("%s", reason)
+                with suppress(PeerError):
+                    await waiting.control.send(messages.Failed(reason=reason))
                 await waiting.control.close()
                 continue
             self._past.add(waiting.session, self._session.taking)
@@ -226,6 +232,7 @@ class Listener:
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
             peer = Address(where[0], where[1])
+            self._fresh.add(sock)
             task = self._start(self._serve(sock, peer))
             self._strangers[task] = _Stranger(peer.host, loop.time())
             task.add_done_callback(self._no_stranger)
@@ -256,6 +263,7 @@ class Listener:
 
     async def _serve(self, sock: socket.socket, peer: Address) -> None:
         """Find out what a connection is for.  Owns the socket until it is passed on."""
+        self._fresh.discard(sock)
         limit = self._policy.connect_timeout
         try:
             with ExitStack() as owned:

@@ -13,6 +13,8 @@ __all__ = ["MAX_CHANNELS", "Policy"]
 
 _MIB = 1024 * 1024
 _CHUNK_RANGE = (4096, 64 * _MIB)
+_LEAST_OFFERED = 1024 * _MIB
+
 _FRAME_HEAD = 64
 """More than the bytes of a frame besides its data."""
 
@@ -79,7 +81,17 @@ class Policy:
     """Seconds to wait for a connection, and for the peer's answer while both sides set up."""
 
     stall_timeout: float = 30.0
-    """Seconds without progress (bytes, a state change, an answer) that end the migration."""
+    """Seconds without progress (bytes, a state change, an answer) that end the migration.
+
+    Twice as long, and at least three seconds, is what the peer's process may give no sign of life.
+    """
+
+    stream_factor: float = 64.0
+    """Destination: most bytes that it takes for a device, in multiples of the size it was offered with.
+
+    Pre-copy sends again what was dirtied.  A size below 1 GiB counts as that much: not every driver
+    knows its own.
+    """
 
     reconnect_timeout: float = 0.0
     """Seconds to try to open a connection again that broke, and go on; 0: a break is the end.
@@ -152,6 +164,7 @@ class Policy:
         for name in ("precopy_timeout", "connect_timeout", "stall_timeout"):
             value = getattr(self, name)
             _require(value > 0, name, value, "above 0 seconds")
+        _require(self.stream_factor > 0, "stream_factor", self.stream_factor, "above 0")
         for name in ("reconnect_timeout", "resolve_timeout"):
             value = getattr(self, name)
             _require(value >= 0, name, value, "0 seconds or above")
@@ -178,6 +191,10 @@ class Policy:
             return self.chunk_size
         quick = int(self.max_bandwidth * self.stall_timeout / 8)
         return min(self.chunk_size, max(quick, _CHUNK_RANGE[0]))
+
+    def stream_limit(self, offered: int) -> int:
+        """Bytes that the destination takes for a device that was offered with so many."""
+        return int(self.stream_factor * max(offered, _LEAST_OFFERED))
 
     def window_size(self, channels: int) -> int:
         """Bytes that each of so many channels keeps to be sent again; 0: none."""

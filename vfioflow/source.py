@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TypeVar
 
 from vfioflow import admission, barrier
@@ -39,7 +39,7 @@ from vfioflow.resolution import Comeback
 from vfioflow.rounds import Lane, Rounds, ask_sizes, source_seconds
 from vfioflow.states import Flags, State, quiesced
 from vfioflow.story import check_session
-from vfioflow.threads import finish, in_thread
+from vfioflow.threads import finish, in_thread, ready
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
 from vfioflow.wire.greeting import call as call_peer
@@ -140,10 +140,15 @@ class Source(Giver):
 
     async def run(self) -> Report:
         """Migrate.  Once per object.  Raises as :func:`migrate` does."""
+        with ExitStack() as held:
+            return await self._run(held)
+
+    async def _run(self, held: ExitStack) -> Report:
         begin = time.monotonic()
         if await self._came_back():
             return self.report
         try:
+            held.enter_context(ready(len(self._devices) + 1))
             await self._admit()
             await self._giving.begin(self._devices)
             await self._connect()
@@ -194,6 +199,7 @@ class Source(Giver):
         self._control, self._keys = await call_peer(
             self._address, self.report.session, self._guard, self._policy.connect_timeout
         )
+        self._control.patience = 2 * self._policy.stall_timeout
 
     async def _offer(self) -> None:
         """OFFER the set; once it is accepted, open the data connections."""

@@ -32,9 +32,9 @@ cdef ssize_t admit(core_t *core, int writing, size_t size) noexcept nogil:
         return -fault.code
     size = until_fault(core, writing, FAULT_ERRNO, core.moved, size)
     fault = next_fault(core, writing, FAULT_SHORT, core.moved)
-    if fault != NULL and fault.offset == core.moved and size > 1:
+    if fault != NULL and fault.offset == core.moved:
         fault.spent = fault.once
-        return <ssize_t>(size // 3 if size >= 3 else 1)
+        return <ssize_t>(size // 3 if size >= 3 else 1)  # 0 would be the stream's end
     return <ssize_t>until_fault(core, writing, FAULT_SHORT, core.moved, size)
 
 

@@ -42,6 +42,7 @@ def _one(seed: int) -> int:
         print(f"{entry['side']:>12} {entry['what']:<12} {more}")
     verdict = check(plan, outcome)
     print(f"{verdict.result}, {outcome.seconds:.2f} s")
+    print(outcome.stderr, end="")
     for violation in verdict.violations:
         print(f"VIOLATION {violation}")
     return 1 if verdict.violations else 0

@@ -289,7 +289,9 @@ class _Judge:
                 self._typed(side, end)
             for entry in self._outcome.of(side, "said"):
                 if entry["stack"] or entry["level"] in ("ERROR", "CRITICAL"):
-                    if entry["text"].startswith("cannot accept a connection"):
+                    if entry["text"].startswith(
+                        ("cannot accept a connection", "cannot serve tcp:")
+                    ):
                         continue
                     self._add(
                         "no traceback", f"the {side} logged {entry['text']}\n{entry['stack']}"

@@ -334,7 +334,7 @@ class DurableDevice:
 
     def _end_session(self) -> None:
         if self._drain is not None:
-            self._drain.end()
+            self._drain.close()
             self._drain = None
         if self._stream >= 0:
             os.close(self._stream)
@@ -470,6 +470,7 @@ class _Drain:
 
     def __init__(self, pipe: int) -> None:
         self._taken = bytearray()
+        self._starved = False
         self._pipe = pipe
         self._ask, self._tell = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="durable-drain", daemon=True)
@@ -490,17 +491,28 @@ class _Drain:
             asked = asked or self._ask in ready
             try:
                 piece = os.read(self._pipe, _PIPE)
+                self._taken += piece
             except BlockingIOError:
                 piece = None
-            if piece:
-                self._taken += piece
-            elif asked:
+            except MemoryError:
+                self._starved = True
                 return
-            elif piece is not None:
+            if piece:
+                continue
+            if asked:
+                return
+            if piece is not None:
                 poll.unregister(self._pipe)  # closed; whoever ends it says so
 
     def end(self) -> bytes:
-        """All that was written."""
+        """All that was written.  Raises OSError: there was no memory for it."""
+        self.close()
+        if self._starved:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return bytes(self._taken)
+
+    def close(self) -> None:
+        """Be done with the pipe, and with the thread."""
         if self._thread.is_alive():
             os.write(self._tell, b"x")
             self._thread.join()
@@ -508,4 +520,3 @@ class _Drain:
             if fd >= 0:
                 os.close(fd)
         self._ask = self._tell = -1
-        return bytes(self._taken)

@@ -151,7 +151,13 @@ class Run:
             listening.close()
         life = Life(side, number, pid, os.pidfd_open(pid), near, stop_write)
         self.lives.append(life)
+        if number and not settle and not self._alive("source"):
+            self._nobody_comes(life)
         return life
+
+    def _nobody_comes(self, life: Life) -> None:
+        with suppress(BrokenPipeError):
+            os.write(life.stop, b"x")
 
     def _alive(self, side: str | None = None) -> list[Life]:
         return [x for x in self.lives if x.status is None and side in (None, x.side)]
@@ -188,8 +194,7 @@ class Run:
             if other.frozen is not None:
                 self._thaw(other)
             if life.side == "source":
-                with suppress(BrokenPipeError):
-                    os.write(other.stop, b"x")  # nobody comes any more
+                self._nobody_comes(other)
 
     def _comes_back(self, life: Life) -> bool:
         return life.number == 0 and any(
@@ -237,9 +242,7 @@ class Run:
         for life in self._alive():
             self._hangs.append(f"the {life.side} still runs after {LIMIT:g} s")
             os.kill(life.pid, signal.SIGCONT)
-            os.kill(life.pid, signal.SIGUSR1)
-            time.sleep(0.3)  # for its stacks
-            os.kill(life.pid, signal.SIGKILL)
+            os.kill(life.pid, signal.SIGUSR1)  # it says where it stands, and ends
             self._reap(life)
 
     # --------------------------------------------------------------------- end

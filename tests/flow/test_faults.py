@@ -4,6 +4,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import re
 import socket
 import threading
 
@@ -24,6 +25,7 @@ from vfioflow import (
     StallError,
     State,
 )
+from vfioflow import policy as policy_module
 from vfioflow._fdio import Port
 from vfioflow.events import BarrierPassed, Decided, Phase, PhaseEntered
 
@@ -483,3 +485,17 @@ def test_cancel_after_the_commit_comes_too_late(devices):
     assert outcome.source.outcome == "completed"
     assert {d.state for d in source} == {S.STOP}
     assert {d.state for d in destination} == {S.RUNNING}
+
+
+def test_a_stream_beyond_what_was_offered_is_refused(devices, monkeypatch):
+    monkeypatch.setattr(policy_module, "_LEAST_OFFERED", 0)
+    source, destination = devices(quiet_set)
+    before = {d.name: d.true_digest() for d in source}
+    outcome = migrate(source, destination, policy=Policy(downtime_limit=2.0, stream_factor=0.5))
+    assert isinstance(outcome.destination_error, ProtocolError)
+    assert re.match(
+        r"device \w+: \d+ bytes came, and at most \d+ are taken of one that was offered with \d+ ",
+        str(outcome.destination_error),
+    )
+    assert str(outcome.destination_error) in str(outcome.source_error)
+    assert_went_back(source, destination, before)

@@ -166,6 +166,17 @@ def test_short_transfers(hand: Any) -> None:
         assert target.true_digest() == source.true_digest()
 
 
+def test_a_short_transfer_of_one_byte_is_none_of_nothing() -> None:
+    """Nothing would be the stream's end."""
+    fault = Fault("read", "short", offset=100)
+    with SimDevice("d", profile="mtty", seed=1, faults=[fault]) as source:
+        port = source.port(source.set_state(State.STOP_COPY))
+        select.select([port], [], [])
+        assert len(port.read(1000)) == 100
+        assert len(port.read(1)) == 1
+        port.close()
+
+
 @pytest.mark.parametrize("end", ["reset", "close"])
 def test_a_hang_while_reading_is_ended(end: str, refused: Refused) -> None:
     fault = Fault("read", "hang", offset=500)

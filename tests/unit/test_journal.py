@@ -1,5 +1,6 @@
 """The journal: what it keeps, what it finds damaged, and what it does when it cannot write."""
 
+import asyncio
 import errno
 import os
 import resource
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfioflow import ConfigError, JournalError
+from vfioflow.handover import Log
 from vfioflow.journal import Journal, default_directory
 from vfioflow.story import Step, check_session
 
@@ -333,6 +335,32 @@ def test_a_record_that_is_under_way_when_it_is_closed(journal, monkeypatch):
     assert journal.find("s", "source").step is Step.COMMITTED
     with pytest.raises(JournalError, match="Bad file descriptor"):
         entry.record(Step.RELEASED)
+
+
+@pytest.mark.parametrize(("role", "last"), [("source", Step.BACK), ("destination", Step.DISCARDED)])
+def test_one_that_begins_when_nobody_waits_any_more_ends_at_once(journal, monkeypatch, role, last):
+    go_on = threading.Event()
+    sync = os.fsync
+
+    def slow(fd):
+        go_on.wait(10)
+        sync(fd)
+
+    async def body():
+        log = Log(journal, timeout=0.05)
+        with pytest.raises(JournalError, match=r"no answer for 0\.05 s"):
+            await log.begin("s", role, "", [])
+        log.close()
+        go_on.set()
+
+    monkeypatch.setattr(os, "fsync", slow)
+    asyncio.run(body())
+    for thread in threading.enumerate():
+        if thread.name.startswith("vfioflow-"):
+            thread.join(10)
+    story = journal.find("s", role)
+    assert story.step is last
+    assert not journal.is_held(story)
 
 
 # ---------------------------------------------------------------------- the rest

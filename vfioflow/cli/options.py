@@ -205,6 +205,12 @@ _POLICY: dict[str, _Option] = {
         "TIME",
         "30s",
     ),
+    "stream_factor": _Option(
+        click.FLOAT,
+        "Most bytes that the destination takes for a device, in multiples of the size it was"
+        " offered with (1 GiB if that is more): pre-copy sends again what was dirtied.",
+        "N",
+    ),
 }
 
 

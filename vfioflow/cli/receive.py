@@ -45,7 +45,7 @@ log = logging.getLogger("vfioflow")
 )
 @security_options("destination")
 @journal_options
-@policy_options("connect_timeout", "stall_timeout", "resolve_timeout")
+@policy_options("connect_timeout", "stall_timeout", "resolve_timeout", "stream_factor")
 @json_option
 @click.option("--until-eof", is_flag=True, hidden=True)
 @verbosity

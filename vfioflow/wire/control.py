@@ -22,6 +22,12 @@ __all__ = ["Control", "MAX_MESSAGE"]
 _HEAD = struct.Struct("<II")
 """Length of the message, and how many messages its sender has heard."""
 
+_SIGN = bytes(_HEAD.size)
+"""A sign of life: a head of zeros.  It is no message, has no number and no tag."""
+
+_EVERY = 1.0
+"""Seconds between two signs of life."""
+
 MAX_MESSAGE = 1024 * 1024
 """Longest control message in bytes.  An offer of 4096 devices is about half of it."""
 
@@ -45,6 +51,9 @@ class Control:
     Once :attr:`resumable` is set, a connection that breaks does not fail: :attr:`lost` is set until
     :meth:`resume` brings another one, on which what the peer has not heard is sent again.
 
+    Every second this side gives a sign of life.  With :attr:`patience`, a peer that gives none for so
+    many seconds, and at least three, counts as lost: its process hangs, or its host.
+
     Args:
         sock: the connection, on which the greetings were exchanged.
         keys: what messages are tagged with, if there is a pre-shared key.
@@ -65,6 +74,8 @@ class Control:
         self._sent = greeted
         self._unheard: deque[bytes] = deque()
         self._closed = False
+        self._signs = 0
+        self.patience: float | None = None
         self.resumable = False
         self.lost = asyncio.Event()
         self.heard = greeted
@@ -72,6 +83,7 @@ class Control:
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.failure.add_done_callback(lambda f: f.cancelled() or f.exception())
         self._reader = asyncio.create_task(self._read(), name="vfioflow-control")
+        self._living = [asyncio.create_task(self._live()), asyncio.create_task(self._watch())]
 
     async def send(self, message: messages.Message) -> None:
         """Send a message; while the connection is lost, keep it for the next.  Raises PeerLost."""
@@ -89,6 +101,9 @@ class Control:
         data = _HEAD.pack(len(data), self.heard) + data
         if self._mine is not None:
             data += self._mine.tag(number, data)
+        await self._transmit(data)
+
+    async def _transmit(self, data: bytes) -> None:
         try:
             await send_all(self._sock, data)
         except PeerLost as error:
@@ -171,6 +186,27 @@ class Control:
         """Nobody brought another connection, or the session ends for a reason that did not come by it."""
         self._fail(error)
 
+    async def _live(self) -> None:
+        """Give signs of life."""
+        with suppress(PeerLost):  # the reader finds that too, and why
+            while True:
+                await asyncio.sleep(_EVERY)
+                if not self.lost.is_set() and not self._sending.locked():
+                    async with self._sending:
+                        await self._transmit(_SIGN)
+
+    async def _watch(self) -> None:
+        # Not by the clock, which goes on while this process is suspended.
+        silent = 0
+        while True:
+            signs = self._signs
+            await asyncio.sleep(_EVERY)
+            waited = not (self.lost.is_set() or self._inbox.full())
+            silent = silent + 1 if waited and self._signs == signs else 0
+            if self.patience is not None and silent * _EVERY > max(self.patience, 2 * _EVERY):
+                self._fail(PeerLost(f"{self.peer} has given no sign of life for {silent} s"))
+                return
+
     def _acknowledge(self, heard: int) -> None:
         forgotten = self._sent - len(self._unheard)
         if not forgotten <= heard <= self._sent:
@@ -185,6 +221,9 @@ class Control:
         try:
             while True:
                 head = await read_exactly(self._sock, _HEAD.size)
+                self._signs += 1
+                if head == _SIGN:
+                    continue
                 size, heard = _HEAD.unpack(head)
                 if not 0 < size <= MAX_MESSAGE:
                     raise ProtocolError(f"{self.peer} announced a control message of {size} bytes")
@@ -223,8 +262,10 @@ class Control:
     async def close(self) -> None:
         """Close the connection and end the reader."""
         self._closed = True
-        self._reader.cancel()
-        await asyncio.wait([self._reader])
+        tasks = [self._reader, *self._living]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         if not self.failure.done():
             self.failure.cancel()
         self._sock.close()
