@@ -20,6 +20,7 @@ from vfioflow import (
     NoConvergence,
     PeerLost,
     Policy,
+    ProtocolError,
     RemoteError,
     SimDevice,
     StallError,
