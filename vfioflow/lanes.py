@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -20,7 +21,7 @@ from vfioflow._fdio import Cancel
 from vfioflow._inlane import InLane, Receiver
 from vfioflow._outlane import OutLane
 from vfioflow._waits import Limiter
-from vfioflow.errors import PeerLost, RemoteError, StallError
+from vfioflow.errors import PeerLost, RemoteError, ResourceError, StallError
 from vfioflow.policy import Policy
 from vfioflow.threads import in_thread, settle
 from vfioflow.wire.opening import HEARD, send_all
@@ -110,26 +111,33 @@ class Outbound(_Ends):
         spare_jobs = _JOBS_PER_THREAD * threads
         # A pump holds one buffer, a compressor one besides its jobs, a probe one per channel.
         pumps = len(names) + threads + spare_jobs
-        self.pool = Pool(policy.frame_size, max(pumps, len(sockets)))
         self._crew = None
-        if threads:
-            self._crew = Crew(threads, self.pool, spare_jobs, level=policy.zstd_level)
-            self._crew.start()
-        self.lanes = [
-            OutLane(
-                name,
-                index,
-                self._share(index, len(names)),
-                self.pool,
-                self.cancel,
-                self.limiter,
-                digests=policy.digest,
-                crew=self._crew,
-                splice=splice,
-                crowded=len(names) > len(os.sched_getaffinity(0)),
-            )
-            for index, name in enumerate(names)
-        ]
+        with ExitStack() as undo:
+            undo.callback(os.close, self.broken_fd)
+            self.pool = Pool(policy.frame_size, max(pumps, len(sockets)))
+            if threads:
+                self._crew = Crew(threads, self.pool, spare_jobs, level=policy.zstd_level)
+                undo.callback(self._crew.close)
+                try:
+                    self._crew.start()
+                except RuntimeError:
+                    raise ResourceError(errno.EAGAIN, f"no {threads} threads") from None
+            self.lanes = [
+                OutLane(
+                    name,
+                    index,
+                    self._share(index, len(names)),
+                    self.pool,
+                    self.cancel,
+                    self.limiter,
+                    digests=policy.digest,
+                    crew=self._crew,
+                    splice=splice,
+                    crowded=len(names) > len(os.sched_getaffinity(0)),
+                )
+                for index, name in enumerate(names)
+            ]
+            undo.pop_all()
 
     def _share(self, index: int, lanes: int) -> list[Channel]:
         """The channels of a lane: with enough of them its own, else one that it shares."""
@@ -192,13 +200,11 @@ class Inbound(_Ends):
         super().__init__(sockets, window=window, keys=keys)
         self._resuming = [asyncio.Lock() for _ in sockets]
         self.lanes = list(lanes)
-        self.receiver = Receiver(
-            self.lanes,
-            Pool(chunk_size, 2 * len(self.channels)),
-            self.cancel,
-            signal_fd,
-            digests=digests,
-        )
+        with ExitStack() as undo:
+            undo.callback(os.close, self.broken_fd)
+            pool = Pool(chunk_size, 2 * len(self.channels))
+            self.receiver = Receiver(self.lanes, pool, self.cancel, signal_fd, digests=digests)
+            undo.pop_all()
 
     @property
     def pad_bytes(self) -> int:

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from vfioflow import PeerLost, ResourceError, StallError
-from vfioflow.lanes import Inbound, drive
+from vfioflow import PeerLost, Policy, ResourceError, StallError, lanes
+from vfioflow.lanes import Inbound, Outbound, drive
 from vfioflow.threads import in_thread
 from vfioflow.wire.address import Address
 from vfioflow.wire.control import Control
@@ -139,6 +139,39 @@ def test_a_channel_that_comes_back_too_late_is_left_to_whoever_brought_it():
         os.close(signal)
 
     asyncio.run(body())
+
+
+def test_compressors_that_cannot_be_had_leave_nothing(nothing_left, monkeypatch):
+    begun = []
+
+    def start(self, first=threading.Thread.start):
+        if begun:
+            raise RuntimeError("can't start new thread")
+        begun.append(self)
+        first(self)
+
+    near, far = socket.socketpair()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    policy = Policy(compression="zstd:1", compression_threads=3)
+    with pytest.raises(ResourceError, match="no 3 threads"):
+        Outbound(["nic0"], [near], policy, splice=False)
+    assert not begun[0].is_alive()
+    near.close()
+    far.close()
+
+
+def test_buffers_that_cannot_be_had_leave_nothing(nothing_left, monkeypatch):
+    def none_left(*args):
+        raise MemoryError
+
+    near, far = socket.socketpair()
+    monkeypatch.setattr(lanes, "Pool", none_left)
+    with pytest.raises(MemoryError):
+        Outbound(["nic0"], [near], Policy(), splice=False)
+    with pytest.raises(MemoryError):
+        Inbound([], [near], chunk_size=4096, digests=False, signal_fd=0)
+    near.close()
+    far.close()
 
 
 def test_the_descriptors_of_stuck_pumps_are_closed_with_them(nothing_left):
