@@ -198,7 +198,8 @@ class Story:
 
 def pack(record: Record) -> bytes:
     """The line of a record, with its newline."""
-    body = _encoder.encode(record)
+    body = bytearray()
+    _encoder.encode_into(record, body)  # encode() crashes when memory runs out (msgspec 0.22)
     return f"{crc(body):08x} ".encode() + body + b"\n"
 
 

@@ -38,6 +38,7 @@ from vfioflow.states import (
 BLOCK = 4096
 _RECORD = struct.Struct("<4sIII")
 """Magic, index, version, length."""
+_encoder = msgspec.msgpack.Encoder()
 _SETUP, _BLOCK, _TRAILER = b"dSET", b"dBLK", b"dEND"
 _PIPE = 1 << 20
 
@@ -134,7 +135,9 @@ class DurableSet:
         """Replace the file."""
         with self.lock:
             new = self.directory / f"set.{os.getpid()}"
-            new.write_bytes(msgspec.msgpack.encode(self.store))
+            data = bytearray()
+            _encoder.encode_into(self.store, data)  # encode() crashes when memory runs out
+            new.write_bytes(data)
             new.replace(self.directory / "set")
 
     def tick(self) -> None:

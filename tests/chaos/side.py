@@ -307,6 +307,7 @@ class Side:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
+        faulthandler.enable(file=2)
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=True)
         logging.captureWarnings(True)
         warnings.simplefilter("always")

@@ -282,7 +282,9 @@ _decoder = msgspec.msgpack.Decoder(Message)
 
 def encode(message: Message) -> bytes:
     """The message as MessagePack."""
-    return _encoder.encode(message)
+    data = bytearray()
+    _encoder.encode_into(message, data)  # encode() crashes when memory runs out (msgspec 0.22)
+    return bytes(data)
 
 
 def decode(data: bytes) -> Message:
