@@ -46,6 +46,12 @@ Step = Callable[[str, State, State, str], None]
 """Told of each arc of a device: name, start, end, "before" or "after"."""
 
 
+def _packed(value: object) -> bytes:
+    data = bytearray()
+    _encoder.encode_into(value, data)  # encode() crashes when memory runs out (msgspec 0.22)
+    return bytes(data)
+
+
 class Kept(msgspec.Struct, kw_only=True):
     """What stays of a device."""
 
@@ -65,7 +71,7 @@ class Kept(msgspec.Struct, kw_only=True):
 
     def digest(self) -> str:
         """Stands for all that migrates."""
-        told = msgspec.msgpack.encode([self.seed, self.versions, self.sent, self.received])
+        told = _packed([self.seed, self.versions, self.sent, self.received])
         return hashlib.sha1(told + self.data).hexdigest()
 
     def whole(self) -> bool:
@@ -135,9 +141,7 @@ class DurableSet:
         """Replace the file."""
         with self.lock:
             new = self.directory / f"set.{os.getpid()}"
-            data = bytearray()
-            _encoder.encode_into(self.store, data)  # encode() crashes when memory runs out
-            new.write_bytes(data)
+            new.write_bytes(_packed(self.store))
             new.replace(self.directory / "set")
 
     def tick(self) -> None:
@@ -302,7 +306,7 @@ class DurableDevice:
         else:
             self._stream = os.memfd_create("durable-save")
             data_fd = self._open_again(os.O_RDONLY)
-        about = msgspec.msgpack.encode([self._kept.seed, len(self._kept.versions)])
+        about = _packed([self._kept.seed, len(self._kept.versions)])
         self._put(_SETUP, 0, 0, about)
         if end is State.STOP_COPY:
             self._finish()
@@ -330,7 +334,7 @@ class DurableDevice:
         """The rest of the stream; nothing changes any more."""
         self._put_blocks(sorted(self._unsent))
         kept = self._kept
-        told = msgspec.msgpack.encode([self._records, self._sum, kept.sent, kept.received])
+        told = _packed([self._records, self._sum, kept.sent, kept.received])
         self._put(_TRAILER, 0, 0, told)
         if self._pipe:
             self._end_session()
