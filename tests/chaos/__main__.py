@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 
 from .check import check
+from .draw import schedule
 from .many import Summary, many
 from .runner import Run
-from .schedule import schedule
 
 
 def main() -> int:

@@ -1,24 +1,18 @@
 """Devices that outlive the engine's process, as those whose descriptors a VMM holds.
 
-A set of devices and its virtual machine live in one file of a directory, which every change
-replaces as a whole; so whoever looks after a kill -9 finds them as they were.  Only the data fds
-end with the process.  The blocks of a device are a function of its seed and of each block's
-version, so that anybody can tell whether a device is whole.
+They live in a :class:`~tests.chaos.store.DurableSet`.  Only the data fds end with the process.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
-import select
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import msgspec
 
@@ -30,130 +24,16 @@ from vfioflow.states import (
     Flags,
     State,
     can_initiate_dma,
-    can_receive_dma,
     opens_data_fd,
     path,
 )
 
-BLOCK = 4096
+from .drain import PIPE, Drain
+from .store import BLOCK, DurableSet, block, content, packed
+
 _RECORD = struct.Struct("<4sIII")
 """Magic, index, version, length."""
-_encoder = msgspec.msgpack.Encoder()
 _SETUP, _BLOCK, _TRAILER = b"dSET", b"dBLK", b"dEND"
-_PIPE = 1 << 20
-
-Step = Callable[[str, State, State, str], None]
-"""Told of each arc of a device: name, start, end, "before" or "after"."""
-
-
-def _packed(value: object) -> bytes:
-    data = bytearray()
-    _encoder.encode_into(value, data)  # encode() crashes when memory runs out (msgspec 0.22)
-    return bytes(data)
-
-
-class Kept(msgspec.Struct, kw_only=True):
-    """What stays of a device."""
-
-    flags: int
-    state: int
-    home: int
-    """The seed of its own content."""
-    seed: int
-    """The seed of the content that it has."""
-    versions: list[int]
-    data: bytes
-    sent: dict[str, int] = {}
-    received: dict[str, int] = {}
-    loaded: str = ""
-    """The digest of the state that it took last, until a reset."""
-    resets: int = 0
-
-    def digest(self) -> str:
-        """Stands for all that migrates."""
-        told = _packed([self.seed, self.versions, self.sent, self.received])
-        return hashlib.sha1(told + self.data).hexdigest()
-
-    def whole(self) -> bool:
-        """Whether each block is what its version says."""
-        return self.data == _content(self.seed, self.versions)
-
-
-class Store(msgspec.Struct, kw_only=True):
-    """What stays of a side."""
-
-    vcpus: bool
-    devices: dict[str, Kept]
-
-    def balanced(self) -> list[str]:
-        """The pairs whose peer-to-peer messages do not agree."""
-        return [
-            f"{a} -> {b}: {one.sent.get(b, 0)} sent, {two.received.get(a, 0)} received"
-            for a, one in self.devices.items()
-            for b, two in self.devices.items()
-            if a != b and one.sent.get(b, 0) != two.received.get(a, 0)
-        ]
-
-
-def look(directory: Path) -> Store:
-    """What a side left."""
-    return msgspec.msgpack.decode((directory / "set").read_bytes(), type=Store)
-
-
-def _block(seed: int, index: int, version: int) -> bytes:
-    return hashlib.shake_128(f"{seed} {index} {version}".encode()).digest(BLOCK)
-
-
-def _content(seed: int, versions: Sequence[int]) -> bytes:
-    return b"".join(_block(seed, i, v) for i, v in enumerate(versions))
-
-
-class DurableSet:
-    """The devices of one side.  ``step`` may end the process; what was saved before it stays."""
-
-    def __init__(self, directory: Path, *, step: Step = lambda *_: None) -> None:
-        self.directory = directory
-        self.step = step
-        self.lock = threading.RLock()
-        self.store = (
-            look(directory) if (directory / "set").exists() else Store(vcpus=False, devices={})
-        )
-
-    def add(self, name: str, *, flags: Flags, blocks: int, seed: int) -> None:
-        """A device that is new, RUNNING, with content of its own."""
-        versions = [0] * blocks
-        self.store.devices[name] = Kept(
-            flags=int(flags),
-            state=int(State.RUNNING),
-            home=seed,
-            seed=seed,
-            versions=versions,
-            data=_content(seed, versions),
-        )
-
-    def set_vcpus(self, running: bool) -> None:
-        """Start or stop the virtual machine."""
-        with self.lock:
-            self.store.vcpus = running
-            self.save()
-
-    def save(self) -> None:
-        """Replace the file."""
-        with self.lock:
-            new = self.directory / f"set.{os.getpid()}"
-            new.write_bytes(_packed(self.store))
-            new.replace(self.directory / "set")
-
-    def tick(self) -> None:
-        """Every device that may send one message to each of its peers; one that may not take it loses it."""
-        for name, device in self.store.devices.items():
-            if not can_initiate_dma(State(device.state)):
-                continue
-            for peer, other in self.store.devices.items():
-                if peer != name:
-                    device.sent[peer] = device.sent.get(peer, 0) + 1
-                    if can_receive_dma(State(other.state)):
-                        other.received[name] = other.received.get(name, 0) + 1
 
 
 class DurableDevice:
@@ -190,7 +70,7 @@ class DurableDevice:
         self._strict = strict
         self._faults = list(faults)
         self._stream = -1
-        self._drain: _Drain | None = None
+        self._drain: Drain | None = None
         self._unsent: set[int] = set()
         self._records = 0
         self._sum = 0
@@ -289,7 +169,7 @@ class DurableDevice:
                 self._written_blocks += 1
                 kept.versions[index] += 1
                 data = bytearray(kept.data)
-                data[index * BLOCK : (index + 1) * BLOCK] = _block(
+                data[index * BLOCK : (index + 1) * BLOCK] = block(
                     kept.seed, index, kept.versions[index]
                 )
                 kept.data = bytes(data)
@@ -302,11 +182,11 @@ class DurableDevice:
         self._unsent = set(range(len(self._kept.versions)))
         if self._pipe:
             data_fd, self._stream = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            fcntl.fcntl(self._stream, fcntl.F_SETPIPE_SZ, _PIPE)
+            fcntl.fcntl(self._stream, fcntl.F_SETPIPE_SZ, PIPE)
         else:
             self._stream = os.memfd_create("durable-save")
             data_fd = self._open_again(os.O_RDONLY)
-        about = _packed([self._kept.seed, len(self._kept.versions)])
+        about = packed([self._kept.seed, len(self._kept.versions)])
         self._put(_SETUP, 0, 0, about)
         if end is State.STOP_COPY:
             self._finish()
@@ -334,7 +214,7 @@ class DurableDevice:
         """The rest of the stream; nothing changes any more."""
         self._put_blocks(sorted(self._unsent))
         kept = self._kept
-        told = _packed([self._records, self._sum, kept.sent, kept.received])
+        told = packed([self._records, self._sum, kept.sent, kept.received])
         self._put(_TRAILER, 0, 0, told)
         if self._pipe:
             self._end_session()
@@ -370,7 +250,7 @@ class DurableDevice:
         if self._pipe:
             self._stream, data_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             try:
-                self._drain = _Drain(self._stream)
+                self._drain = Drain(self._stream)
             except (OSError, RuntimeError):
                 os.close(data_fd)
                 self._end_session()
@@ -455,7 +335,7 @@ class DurableDevice:
             kept = self._kept
             kept.state = int(State.RUNNING)
             kept.seed, kept.versions = kept.home, [0] * len(kept.versions)
-            kept.data = _content(kept.seed, kept.versions)
+            kept.data = content(kept.seed, kept.versions)
             kept.sent, kept.received = {}, {}
             kept.loaded = ""
             kept.resets += 1
@@ -470,60 +350,3 @@ class DurableDevice:
         with self._let_go:
             self._released += 1
             self._let_go.notify_all()
-
-
-class _Drain:
-    """Takes what is written to a pipe, as it comes."""
-
-    def __init__(self, pipe: int) -> None:
-        self._taken = bytearray()
-        self._starved = False
-        self._pipe = pipe
-        self._ask, self._tell = os.pipe2(os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="durable-drain", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:
-            os.close(self._ask)
-            os.close(self._tell)
-            raise
-
-    def _run(self) -> None:
-        poll = select.poll()
-        for fd in (self._pipe, self._ask):
-            poll.register(fd, select.POLLIN)
-        asked = False
-        while True:
-            ready = [fd for fd, _ in poll.poll(0 if asked else None)]
-            asked = asked or self._ask in ready
-            try:
-                piece = os.read(self._pipe, _PIPE)
-                self._taken += piece
-            except BlockingIOError:
-                piece = None
-            except MemoryError:
-                self._starved = True
-                return
-            if piece:
-                continue
-            if asked:
-                return
-            if piece is not None:
-                poll.unregister(self._pipe)  # closed; whoever ends it says so
-
-    def end(self) -> bytes:
-        """All that was written.  Raises OSError: there was no memory for it."""
-        self.close()
-        if self._starved:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        return bytes(self._taken)
-
-    def close(self) -> None:
-        """Be done with the pipe, and with the thread."""
-        if self._thread.is_alive():
-            os.write(self._tell, b"x")
-            self._thread.join()
-        for fd in (self._ask, self._tell):
-            if fd >= 0:
-                os.close(fd)
-        self._ask = self._tell = -1

@@ -14,8 +14,8 @@ from typing import Protocol
 import msgspec
 
 from .check import check
+from .draw import KINDS, schedule
 from .runner import Run
-from .schedule import KINDS, schedule
 
 _SEED = struct.Struct("<q")
 _HEAD = struct.Struct("<I")

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .durable import Store, look
+from .log import Log
 from .schedule import Schedule, Strike
-from .side import Log, Side
+from .side import Side
+from .store import Store, look
 from .wire import Wire
 
 LIMIT = 30.0
@@ -140,7 +141,9 @@ class Run:
                     life=number,
                     settle=settle,
                 ).main()
-            except BaseException:
+            except (
+                BaseException
+            ):  # whatever it is, the child must end here, and not go on as the runner
                 traceback.print_exc()
             finally:
                 sys.stderr.flush()

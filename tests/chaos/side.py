@@ -8,7 +8,6 @@ import ctypes
 import errno
 import faulthandler
 import gc
-import json
 import logging
 import os
 import resource
@@ -46,8 +45,10 @@ from vfioflow.source import Source
 from vfioflow.states import Flags, State
 from vfioflow.wire import control as _control
 
-from .durable import DurableDevice, DurableSet
+from .durable import DurableDevice
+from .log import Log
 from .schedule import Schedule, Strike
+from .store import DurableSet
 
 _PR_SET_PDEATHSIG = 1
 _CALM = {"connect_timeout": 20.0, "stall_timeout": 20.0, "resolve_timeout": 5.0}
@@ -65,25 +66,6 @@ def hurry() -> None:
     _reconnect._GRACE = 0.3
     _reconnect._LAST_WORDS = 0.2
     _reconnect._LOOK = 0.02
-
-
-class Log:
-    """What both sides of a run and the runner write down, in the order in which it happened."""
-
-    def __init__(self) -> None:
-        fd = os.memfd_create("chaos-log")
-        self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        os.close(fd)
-
-    def write(self, side: str, what: str, **more: Any) -> None:
-        os.write(self.fd, json.dumps({"side": side, "what": what, **more}).encode() + b"\n")
-
-    def read(self) -> list[dict[str, Any]]:
-        data = os.pread(self.fd, os.fstat(self.fd).st_size, 0)
-        return [json.loads(line) for line in data.splitlines()]
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 class _Records(logging.Handler):

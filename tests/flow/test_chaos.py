@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from chaos.draw import KINDS, schedule
 from chaos.many import Summary
-from chaos.schedule import KINDS, schedule
 
 ROOT = Path(__file__).parents[2]
 SEEDS = range(1, 151)
