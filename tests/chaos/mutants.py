@@ -70,15 +70,16 @@ MUTATIONS = (
     ),
     Mutation(
         "the destination resumes without COMMIT",
-        "vfioflow/destination.py",
-        '        await self._control.expect(messages.Commit, timeout=limit, what="its commit")\n',
+        "vfioflow/takeover.py",
+        '    await control.expect(messages.Commit, timeout=limit, what="its commit")\n',
         "",
     ),
     Mutation(
         "the source releases before it hears RUNNING",
         "vfioflow/source.py",
-        "        await self._peer.send(messages.Commit())\n",
-        "        await self._peer.send(messages.Commit())\n        await self._release()\n",
+        "            running = await self._giving.deliver(self._peer)\n",
+        "            await self._release()\n"
+        "            running = await self._giving.deliver(self._peer)\n",
     ),
     Mutation(
         "what LOADED says is not compared",
@@ -113,8 +114,26 @@ MUTATIONS = (
     Mutation(
         "the destination lets go after LOADED",
         "vfioflow/destination.py",
-        "        if self._loaded and not isinstance(reason, RemoteError):\n",
+        "        if self._loaded and not isinstance(reason, RemoteError | JournalError):\n",
         "        if False:\n",
+    ),
+    Mutation(
+        "the source does not record COMMITTED",
+        "vfioflow/source.py",
+        "        seconds = await self._giving.commit(self._journal_there)\n",
+        "        seconds = 0.0\n",
+    ),
+    Mutation(
+        "the destination does not record COMMITTED",
+        "vfioflow/destination.py",
+        "        await self.taking.committed()\n",
+        "",
+    ),
+    Mutation(
+        "the destination does not record DISCARDED",
+        "vfioflow/takeover.py",
+        "                await self.log.record(Step.DISCARDED, reason=reason)\n",
+        "                pass\n",
     ),
     Mutation(
         "the vCPUs are not started again",

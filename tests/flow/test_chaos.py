@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from chaos.draw import KINDS, schedule
+from chaos.mutants import MUTATIONS, ROOT
 from chaos.many import Summary
 
 ROOT = Path(__file__).parents[2]
@@ -49,3 +50,8 @@ def test_the_slice_has_each_kind_of_fault_and_both_outcomes(summary):
 def test_a_schedule_is_a_function_of_its_seed():
     assert [schedule(seed) for seed in SEEDS] == [schedule(seed) for seed in SEEDS]
     assert len({str(schedule(seed)) for seed in SEEDS}) == len(SEEDS)
+
+
+def test_every_mutation_has_its_place():
+    places = {m.name: (ROOT / m.file).read_text(encoding="utf-8").count(m.old) for m in MUTATIONS}
+    assert places == dict.fromkeys(places, 1)
