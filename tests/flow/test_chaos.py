@@ -3,16 +3,14 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
 import pytest
 from chaos.draw import KINDS, schedule
-from chaos.mutants import MUTATIONS, ROOT
 from chaos.many import Summary
+from chaos.mutants import MUTATIONS, ROOT
 
-ROOT = Path(__file__).parents[2]
-SEEDS = range(1, 151)
+SEEDS = range(253, 403)  # the first 150 in a row that have every kind of fault
 
 
 @pytest.fixture(scope="module")
