@@ -9,8 +9,9 @@ import struct
 
 import pytest
 from certificates import Authority
+from proxy import Proxy, flip
 from session import assert_source_runs, migrate, mixed_set, quiet_set
-from test_reconnect import PATIENT, Wire
+from test_reconnect import PATIENT, cut_every
 
 from vfioflow import (
     AuthenticationError,
@@ -80,7 +81,7 @@ def test_a_break_is_mended_under_protection(devices, pki, how, phase):
     """What is sent again has the same numbers, and so the same tags."""
     security = KEY if how == "key" else Security.from_tls_dir(pki)
     source, destination = devices(mixed_set)
-    wire = Wire()
+    wire = Proxy()
 
     def watch(side, event):
         if side == "source" and event == PhaseEntered(phase):
@@ -96,7 +97,7 @@ def test_a_break_is_mended_under_protection(devices, pki, how, phase):
 
 def test_a_key_and_a_wire_that_breaks_again_and_again(devices):
     source, destination = devices(mixed_set)
-    wire = Wire(300_000)
+    wire = cut_every(300_000)
     outcome = migrate(source, destination, policy=PATIENT, through=wire, **both(KEY))
     assert outcome.source_error is None
     assert outcome.digests_match
@@ -191,51 +192,6 @@ def test_an_address_that_others_reach_needs_protection(devices, address):
 # -------------------------------------------------------- changed on the way
 
 
-class Tampering:
-    """A wire on which ``change(number, offset, data)`` may alter what goes to the destination on the
-    connection of that number (0: control), and records it."""
-
-    def __init__(self, change):
-        self.change = change
-        self.seen = []
-
-    @contextlib.asynccontextmanager
-    async def __call__(self, target):
-        self.host, port = target.removeprefix("tcp://").rsplit(":", 1)
-        self.port = int(port)
-        writers = []
-
-        async def pump(reader, writer, number):
-            offset = 0
-            with contextlib.suppress(ConnectionError):
-                while data := await reader.read(65536):
-                    if number is not None:
-                        self.seen[number] += data
-                        size, data = len(data), self.change(number, offset, data)
-                        offset += size
-                    writer.write(data)
-                    await writer.drain()
-                writer.write_eof()
-
-        async def accept(reader, writer):
-            number = len(self.seen)
-            self.seen.append(b"")
-            far_reader, far = await asyncio.open_connection(self.host, self.port)
-            writers.extend((writer, far))
-            await asyncio.gather(pump(reader, far, number), pump(far_reader, writer, None))
-
-        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-            yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            for each in writers:
-                each.transport.abort()
-
-
-def flip(data, at):
-    changed = bytearray(data)
-    changed[at] ^= 1
-    return bytes(changed)
-
-
 def assert_refused(outcome, source, before):
     assert isinstance(outcome.source_error, PeerError)
     assert not isinstance(outcome.source_error, HandoverInDoubt)
@@ -248,15 +204,15 @@ def test_a_bit_that_changes_on_the_way_is_found(devices, where):
     before = {d.name: d.true_digest() for d in source}
     done = []
 
-    def change(number, offset, data):
+    async def forward(link, data):
         # Behind the greetings on the control connection; in a frame on the first channel.
         behind = 700 if where == "control" else 4096
-        if number == (0 if where == "control" else 1) and offset + len(data) > behind and not done:
-            done.append(number)
+        if link.number == (where == "data") and len(link.seen) > behind and not done:
+            done.append(link.number)
             return flip(data, -20 if where == "control" else len(data) // 2)
         return data
 
-    outcome = migrate(source, destination, through=Tampering(change), **both(KEY))
+    outcome = migrate(source, destination, through=Proxy(forward), **both(KEY))
     assert done
     assert_refused(outcome, source, before)
     assert isinstance(outcome.destination_error, IntegrityError)
@@ -266,10 +222,11 @@ def test_bytes_that_come_twice_are_found(devices):
     source, destination = devices(quiet_set)
     before = {d.name: d.true_digest() for d in source}
 
-    def change(number, offset, data):
-        return data + data if number == 1 and offset == 32 else data
+    async def forward(link, data):
+        first = link.number == 1 and len(link.seen) - len(data) == 32  # behind the preamble
+        return data + data if first else data
 
-    outcome = migrate(source, destination, through=Tampering(change), **both(KEY))
+    outcome = migrate(source, destination, through=Proxy(forward), **both(KEY))
     assert_refused(outcome, source, before)
     assert isinstance(outcome.destination_error, IntegrityError)
 
@@ -277,7 +234,7 @@ def test_bytes_that_come_twice_are_found(devices):
 def test_what_was_recorded_opens_nothing_again(devices, caplog):
     """A second control connection, and a second data connection, with all that the first ones said."""
     source, destination = devices(quiet_set)
-    wire = Tampering(lambda number, offset, data: data)
+    wire = Proxy()
 
     async def body():
         async with listen("tcp://127.0.0.1:0", destination, security=KEY) as listener:
@@ -285,7 +242,7 @@ def test_what_was_recorded_opens_nothing_again(devices, caplog):
             async with wire(listener.address) as address:
 
                 async def again(data):
-                    reader, writer = await asyncio.open_connection(wire.host, wire.port)
+                    reader, writer = await asyncio.open_connection(*wire.target)
                     writer.write(data)
                     with contextlib.suppress(ConnectionError):
                         await reader.read(-1)
@@ -294,7 +251,7 @@ def test_what_was_recorded_opens_nothing_again(devices, caplog):
                 def copy(event):
                     if event == PhaseEntered(Phase.STOP_COPY):
                         # While the session runs, and its channels are known.
-                        tasks.append(asyncio.create_task(again(wire.seen[1])))
+                        tasks.append(asyncio.create_task(again(wire.links[1].seen)))
 
                 tasks = []
                 report = await api_migrate(
@@ -302,8 +259,8 @@ def test_what_was_recorded_opens_nothing_again(devices, caplog):
                 )
                 await taking
                 await asyncio.gather(*tasks)
-                await again(wire.seen[0])
-                await again(wire.seen[1])
+                await again(wire.links[0].seen)
+                await again(wire.links[1].seen)
             return report
 
     assert asyncio.run(body()).outcome == "completed"
@@ -317,14 +274,14 @@ def test_tls_finds_what_changes_on_the_way(devices, pki):
     before = {d.name: d.true_digest() for d in source}
     done = []
 
-    def change(number, offset, data):
-        if number == 1 and offset > 100_000 and not done:
-            done.append(number)
+    async def forward(link, data):
+        if link.number == 1 and len(link.seen) > 100_000 and not done:
+            done.append(link.number)
             return flip(data, len(data) // 2)
         return data
 
     outcome = migrate(
-        source, destination, through=Tampering(change), **both(Security.from_tls_dir(pki))
+        source, destination, through=Proxy(forward), **both(Security.from_tls_dir(pki))
     )
     assert done
     assert_refused(outcome, source, before)
