@@ -163,7 +163,9 @@ class Peer:
             return None
         try:
             async with asyncio.timeout(PATIENCE):
-                size, _ = struct.unpack("<II", await exactly(self.control, 8))
+                while (head := await exactly(self.control, 8)) == bytes(8):
+                    pass  # a sign of life
+                size, _ = struct.unpack("<II", head)
                 if 0 < size <= MAX_MESSAGE:  # else a preamble that the script has not asked for
                     message = await exactly(self.control, size)
                     if self.seal is not None:

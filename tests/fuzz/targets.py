@@ -80,6 +80,10 @@ def _control_model(
     found: list[messages.Message] = []
     while len(data) - at >= 8:
         size, heard = struct.unpack_from("<II", data, at)
+        if size == heard == 0:  # a sign of life
+            stream += data[at : at + 8]
+            at += 8
+            continue
         if not 0 < size <= MAX_MESSAGE:
             return stream + data[at:], found, ProtocolError
         whole = data[at : at + 8 + size]
