@@ -120,7 +120,7 @@ class Watch:
         while True:
             self.threads = max(self.threads, int(status("Threads")))
             self.blocks = max(self.blocks, sys.getallocatedblocks() - self._before)
-            await asyncio.sleep(SAMPLE_SECONDS)
+            await asyncio.sleep(SAMPLE_SECONDS)  # a sample each time
 
     def as_json(self, report: Report) -> str:
         """What was seen, as one JSON object."""

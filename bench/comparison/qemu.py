@@ -141,7 +141,7 @@ class Guest:
             with suppress(OSError, QMPError):
                 await self.monitor.connect(str(self._socket))
                 break
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # it says nowhere that it listens
         self.monitor.register_listener(self._events)
 
     async def completed(self) -> None:

@@ -310,7 +310,7 @@ class Side:
         error: BaseException | None = None
         try:
             asyncio.run(self._watched(run(policy)))
-        except BaseException as caught:
+        except BaseException as caught:  # judged by its kind, in the log
             error = caught
         self._end(error)
         error = self._task = self._loop = self._report = None  # their frames hold whatever they had

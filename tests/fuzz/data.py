@@ -40,7 +40,7 @@ def eventually(condition: Callable[[], bool], pump: threading.Thread) -> None:
     """Wait for what a pump that runs without the GIL is certain to do."""
     while not condition():
         assert pump.is_alive(), "the pump returned early"
-        time.sleep(0.0002)
+        time.sleep(0.0002)  # its counters tell nobody when they change
 
 
 def frame_header(data: bytes) -> None:
@@ -240,7 +240,7 @@ def _until_still(pumps: list[threading.Thread], into: list[InLane]) -> None:
         if now == before and all(now[1]):
             return
         before = now
-        time.sleep(0.0005)
+        time.sleep(0.0005)  # /proc tells nobody when it changes
 
 
 def _sleeps(pump: threading.Thread) -> bool:

@@ -127,7 +127,7 @@ class Background:
     def _run(self) -> None:
         try:
             self.outcome.append(self.call())
-        except Exception as error:
+        except Exception as error:  # given where the result is asked for
             self.outcome.append(error)
 
     def result(self) -> object:

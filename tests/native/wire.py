@@ -163,7 +163,7 @@ class Thread(threading.Thread):
         function, args, kwargs = self._call
         try:
             self._value, self._error = function(*args, **kwargs), None
-        except BaseException as error:
+        except BaseException as error:  # raised where the result is asked for
             self._error = error
 
     def result(self):
