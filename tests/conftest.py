@@ -43,3 +43,18 @@ def nothing_left():
             thread.join(10)
             assert not thread.is_alive(), f"{thread.name} still runs"
     assert _open_fds() - before == set()
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """Only one more thread can be had; the list of those that began."""
+    begun = []
+
+    def start(self, first=threading.Thread.start):
+        if begun:
+            raise RuntimeError("can't start new thread")
+        begun.append(self)
+        first(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    return begun

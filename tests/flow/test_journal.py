@@ -188,19 +188,16 @@ def test_what_cannot_be_recorded_afterwards_changes_nothing(run, steps, monkeypa
     assert steps()[1] == ["BEGUN", "LOADED", "COMMITTED"]
 
 
-def test_a_session_is_migrated_once(devices, tmp_path):
-    """Its name is taken at the destination too, whatever became of the source's journal."""
+def assert_refuses(devices, there, here, error):
+    """A destination with this journal refuses the set, in these words, and nothing was touched."""
     source, destination = devices(quiet_set)
 
     async def body():
-        there = Journal(tmp_path / "there")
-        with there.begin(SESSION, "destination", "tcp://there:1", {"nic9": True}):
-            pass
         async with listen("tcp://127.0.0.1:0", destination, journal=there) as listener:
             taking = asyncio.create_task(listener.receive())
-            with pytest.raises(RemoteError, match="known already, and BEGUN"):
+            with here:
                 await migrate(source, listener.address, session=SESSION)
-            with pytest.raises(JournalError):
+            with pytest.raises(error):
                 await taking
 
     asyncio.run(body())
@@ -208,23 +205,21 @@ def test_a_session_is_migrated_once(devices, tmp_path):
     assert {d.state for d in destination} == {State.RUNNING}
 
 
+def test_a_session_is_migrated_once(devices, tmp_path):
+    """Its name is taken at the destination too, whatever became of the source's journal."""
+    there = Journal(tmp_path)
+    there.begin(SESSION, "destination", "tcp://there:1", {"nic9": True}).close()
+    here = pytest.raises(RemoteError, match="known already, and BEGUN")
+    assert_refuses(devices, there, here, JournalError)
+
+
 def test_devices_of_a_session_that_is_in_doubt_are_not_free(devices, tmp_path):
-    source, destination = devices(quiet_set)
-    names = {d.name: d.name == "net0" for d in destination}
-
-    async def body():
-        there = Journal(tmp_path / "there")
-        with there.begin("a1", "destination", "tcp://there:1", names) as entry:
-            entry.record(Step.LOADED, states=dict.fromkeys(names, "RUNNING_P2P"))
-        async with listen("tcp://127.0.0.1:0", destination, journal=there) as listener:
-            taking = asyncio.create_task(listener.receive())
-            with pytest.raises(AdmissionError, match="session a1 has it, LOADED and not ended"):
-                await migrate(source, listener.address, session=SESSION)
-            with pytest.raises(AdmissionError):
-                await taking
-
-    asyncio.run(body())
-    assert_source_runs(source)
+    there = Journal(tmp_path)
+    names = {name: name == "net0" for name in ("net0", "gpu1", "qat0")}
+    with there.begin("a1", "destination", "tcp://there:1", names) as entry:
+        entry.record(Step.LOADED, states=dict.fromkeys(names, "RUNNING_P2P"))
+    here = pytest.raises(AdmissionError, match="session a1 has it, LOADED and not ended")
+    assert_refuses(devices, there, here, AdmissionError)
 
 
 def test_devices_that_died_with_their_process_are_free_again(run, steps, tmp_path):

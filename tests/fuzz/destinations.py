@@ -22,7 +22,6 @@ from sessions import (
     KEY,
     OPEN,
     PSK,
-    RAW,
     WHOLE,
     WINDOW,
     Peer,
@@ -32,10 +31,12 @@ from sessions import (
     greeting,
     kept_journal,
     picked,
+    pieces,
     run,
     script,
     security,
     steps,
+    which,
 )
 
 from vfioflow import (
@@ -232,8 +233,7 @@ def loaded(server: _Server) -> messages.Loaded:
 
 async def _answer_again(server: _Server, payload: bytes) -> None:
     """Break a connection, and answer the one that is opened in its place."""
-    role = Role.CONTROL if payload[0] & 1 else Role.DATA
-    number, attempt = (0 if role is Role.CONTROL else payload[1]), payload[2]
+    role, number, attempt = which(payload)
     old = server.control if role is Role.CONTROL else server.channels.get(number)
     if old is None:
         return
@@ -267,9 +267,4 @@ def scripts() -> Iterable[bytes]:
     accept = messages.encode(messages.Accept(load_seconds=0.1))
     ready = messages.encode(messages.Ready(splice=True))
     yield script(GREET, (FRAMED, accept), (FRAMED, ready), *picked(messages.ProbeDone) * 2, *end)
-    for one in streams.controls():
-        yield script(GREET, (RAW, one))
-    for one in streams.encoded():
-        yield script(GREET, *begin, (FRAMED, one))
-    for one in streams.preambles():
-        yield script(0, (RAW, one))
+    yield from pieces(begin)

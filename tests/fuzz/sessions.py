@@ -11,7 +11,7 @@ import contextlib
 import socket
 import struct
 import tempfile
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from vfioflow.journal import Journal
 from vfioflow.wire import messages
 from vfioflow.wire.control import MAX_MESSAGE
 from vfioflow.wire.keys import TAG_SIZE, Keys, Seal
+from vfioflow.wire.opening import Role
 from vfioflow.wire.security import Security
 
 T = TypeVar("T")
@@ -109,6 +110,23 @@ def picked(*kinds: type[messages.Message]) -> list[tuple[int, bytes]]:
     """Steps that send messages as they are."""
     known = [type(message) for message in streams.control_messages()]
     return [(PICK, bytes([known.index(kind)])) for kind in kinds]
+
+
+def pieces(begin: Sequence[tuple[int, bytes]]) -> Iterator[bytes]:
+    """Scripts with each message, whole or not, at the beginning or after ``begin``."""
+    for one in streams.controls():
+        yield script(GREET, (RAW, one))
+    for one in streams.encoded():
+        yield script(GREET, *begin, (FRAMED, one))
+    for one in streams.preambles():
+        yield script(0, (RAW, one))
+
+
+def which(payload: bytes) -> tuple[Role, int, int]:
+    """The connection that AGAIN means: role, channel, attempt."""
+    if payload[0] & 1:
+        return Role.CONTROL, 0, payload[2]
+    return Role.DATA, payload[1], payload[2]
 
 
 def greeting(session: str, *, key: bool) -> bytes:

@@ -21,7 +21,6 @@ from sessions import (
     KEY,
     OPEN,
     PSK,
-    RAW,
     WHOLE,
     Peer,
     device,
@@ -30,11 +29,13 @@ from sessions import (
     greeting,
     kept_journal,
     picked,
+    pieces,
     run,
     script,
     security,
     steps,
     stream,
+    which,
 )
 
 from vfioflow import (
@@ -130,8 +131,7 @@ async def _be_source(peer: Peer, address: Address, data: bytes) -> None:
 
 async def _dial_again(peer: Peer, address: Address, payload: bytes) -> None:
     """Open a connection again: role, channel, attempt, and what is claimed to have been heard."""
-    role = Role.CONTROL if payload[0] & 1 else Role.DATA
-    number, attempt = (0 if role is Role.CONTROL else payload[1]), payload[2]
+    role, number, attempt = which(payload)
     token = peer.keys.token(role, number, attempt) if peer.keys else bytes(16)
     hello = Preamble(role, number, token, attempt).pack()
     sock = await _dial(address, hello + payload[3:])
@@ -172,9 +172,4 @@ def scripts() -> Iterable[bytes]:
     yield script(GREET, *lasting, again, (AGAIN, b"\0\0\1"), *end)
     for one in streams.channels():
         yield script(GREET, *begin, (DATA, b"\0" + one))
-    for one in streams.controls():
-        yield script(GREET, (RAW, one))
-    for one in streams.encoded():
-        yield script(GREET, *begin, (FRAMED, one))
-    for one in streams.preambles():
-        yield script(0, (RAW, one))
+    yield from pieces(begin)

@@ -82,20 +82,11 @@ def test_a_call_finds_its_thread_where_no_other_can_be_had(monkeypatch):
     asyncio.run(body())
 
 
-def test_threads_that_cannot_be_had(monkeypatch):
-    begun = []
-
-    def start(self, first=threading.Thread.start):
-        if begun:
-            raise RuntimeError("can't start new thread")
-        begun.append(self)
-        first(self)
-
-    monkeypatch.setattr(threading.Thread, "start", start)
+def test_threads_that_cannot_be_had(one_thread):
     with pytest.raises(ResourceError, match="no 3 threads"), ready(3):
         pass
-    begun[0].join(10)
-    assert not begun[0].is_alive()
+    one_thread[0].join(10)
+    assert not one_thread[0].is_alive()
 
 
 def test_a_result_is_handed_over_once_there_is_memory(monkeypatch):
