@@ -130,12 +130,6 @@ MUTATIONS = (
         "",
     ),
     Mutation(
-        "the destination does not record DISCARDED",
-        "vfioflow/takeover.py",
-        "                await self.log.record(Step.DISCARDED, reason=reason)\n",
-        "                pass\n",
-    ),
-    Mutation(
         "the vCPUs are not started again",
         "vfioflow/source.py",
         "        if self._vcpus_stopped:\n            try:\n",
