@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from vfioflow import admission, barrier, events
+from vfioflow import admission, barrier, events, inventory
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,
@@ -122,18 +122,10 @@ class Destination(Loader):
         """Is there a match for each, and may they move together?  Then all go to RESUMING."""
         self._enter(Phase.SET_UP)
         offer.check()
-        offered = [admission.Facts(d.name, d.driver, Flags(d.flags)) for d in offer.devices]
-        infos = {device.name: device.info for device in self._devices}
-        here = [admission.Facts(i.name, i.driver, i.flags) for i in infos.values()]
-        reasons = admission.check_set(offered) or admission.check_match(offered, here)
-        states = await barrier.states(self._devices, timeout=self._policy.stall_timeout)
-        reasons = reasons or {
-            name: f"at the destination it is in {state}; only a RUNNING device is free"
-            for name, state in states.items()
-            if state != "RUNNING"
-        }
+        here = await inventory.look(self._devices, timeout=self._policy.stall_timeout)
+        verdict = admission.judge(inventory.offered(offer.devices), destination=here)
         try:
-            if reasons:
+            if reasons := verdict.reasons():
                 raise AdmissionError(reasons)
             await self.taking.begin(self.report.peer, self._devices)
         except AdmissionError as refused:

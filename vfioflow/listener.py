@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from vfioflow import planning
 from vfioflow.destination import Caller, Destination
 from vfioflow.devices.base import Device
 from vfioflow.errors import PeerError, PeerLost, ProtocolError
@@ -304,12 +305,19 @@ class Listener:
             wish = await control.expect(
                 messages.Offer,
                 messages.Resolve,
+                messages.Plan,
                 timeout=self._policy.stall_timeout,
                 what="its offer",
             )
             if isinstance(wish, messages.Offer):
                 self._waiting.put_nowait(Caller(control, session, keys, wish))
                 kept = True
+                return
+            if isinstance(wish, messages.Plan):
+                limit = self._policy.stall_timeout
+                await control.send(await planning.answer(wish, self._devices, timeout=limit))
+                # Closing before the source has read it could destroy it.
+                await asyncio.wait({control.failure}, timeout=self._policy.connect_timeout)
                 return
             if wish.session != session:
                 raise ProtocolError(

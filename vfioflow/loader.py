@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import secrets
 import socket
 
@@ -13,7 +12,6 @@ from vfioflow._inlane import InLane
 from vfioflow.devices.base import Device
 from vfioflow.events import emit
 from vfioflow.lanes import Inbound
-from vfioflow.precopy import Move
 from vfioflow.reconnect import Rejoin
 from vfioflow.report import DeviceReport
 from vfioflow.states import Flags, State
@@ -86,19 +84,8 @@ class Loader(Taker):
 
     def _expected_seconds(self) -> float:
         """From the end of the data to RUNNING, as far as the devices' arcs are known."""
-        total = 0.0
-        route = (State.RESUMING, State.STOP, State.RUNNING_P2P, State.RUNNING)
-        for start, end in itertools.pairwise(route):
-            total += precopy.slowest(
-                Move(lane.info.flags, lane.info.arc_seconds, start, end)
-                for lane in self._lanes
-                if lane.info.flags & Flags.P2P
-            )
-        return total + precopy.slowest(
-            Move(lane.info.flags, lane.info.arc_seconds, State.RESUMING, State.RUNNING)
-            for lane in self._lanes
-            if not lane.info.flags & Flags.P2P
-        )
+        infos = [lane.info for lane in self._lanes]
+        return precopy.destination_seconds((i.flags, i.arc_seconds) for i in infos)
 
     async def _hang_up(self) -> None:
         """From now on a connection that breaks stays so."""

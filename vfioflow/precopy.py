@@ -6,12 +6,14 @@ import enum
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from vfioflow.errors import IllegalTransition
 from vfioflow.policy import Policy
-from vfioflow.states import Flags, State, path
+from vfioflow.states import Flags, State, path, quiesced
 
 __all__ = [
+    "Arcs",
     "Bandwidth",
     "Decision",
     "Move",
@@ -19,7 +21,9 @@ __all__ = [
     "Round",
     "Verdict",
     "decide",
+    "destination_seconds",
     "slowest",
+    "source_seconds",
 ]
 
 
@@ -213,6 +217,36 @@ def decide(
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
+
+
+Arcs: TypeAlias = tuple[Flags, Mapping[str, float]]
+"""A device's flags, and the times of its arcs in seconds, as far as they are known."""
+
+
+def source_seconds(devices: Iterable[Arcs]) -> float:
+    """What the source's two barriers are expected to take at the switchover."""
+    quiesce, stop = [], []
+    for flags, arcs in devices:
+        here = State.PRE_COPY if flags & Flags.PRE_COPY else State.RUNNING
+        quiet = quiesced(here) if flags & Flags.P2P else here
+        quiesce.append(Move(flags, arcs, here, quiet))
+        stop.append(Move(flags, arcs, quiet, State.STOP_COPY))
+    return slowest(quiesce) + slowest(stop)
+
+
+def destination_seconds(devices: Iterable[Arcs]) -> float:
+    """What the destination is expected to take from the end of the data to RUNNING."""
+    devices = list(devices)
+    route = (State.RESUMING, State.STOP, State.RUNNING_P2P, State.RUNNING)
+    total = sum(
+        slowest(Move(flags, arcs, start, end) for flags, arcs in devices if flags & Flags.P2P)
+        for start, end in itertools.pairwise(route)
+    )
+    return total + slowest(
+        Move(flags, arcs, State.RESUMING, State.RUNNING)
+        for flags, arcs in devices
+        if not flags & Flags.P2P
+    )
 
 
 def slowest(moves: Iterable[Move]) -> float:

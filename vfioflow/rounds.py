@@ -14,13 +14,13 @@ from vfioflow.devices.base import Device
 from vfioflow.errors import StallError
 from vfioflow.events import Observer, emit
 from vfioflow.policy import Policy
-from vfioflow.precopy import Bandwidth, Decision, Move, Pending, Round, Verdict
-from vfioflow.states import Flags, State, quiesced
+from vfioflow.precopy import Bandwidth, Decision, Pending, Round, Verdict
+from vfioflow.states import Flags
 from vfioflow.threads import in_thread
 from vfioflow.wire import messages
 from vfioflow.wire.control import Control
 
-__all__ = ["Drive", "Lane", "Rounds", "ask_sizes", "source_seconds"]
+__all__ = ["Drive", "Lane", "Rounds", "ask_sizes"]
 
 _SHORTEST = 0.05
 """Seconds from the start of one round to the next at least; little to move is no reason to spin."""
@@ -118,18 +118,6 @@ def ask_sizes(lanes: Sequence[Lane]) -> list[Pending]:
     for lane in lanes:
         lane.ask_size()
     return [lane.pending for lane in lanes]
-
-
-def source_seconds(lanes: Sequence[Lane]) -> float:
-    """What the source's two barriers are expected to take at the switchover."""
-    quiesce, stop = [], []
-    for lane in lanes:
-        flags, arcs = lane.info.flags, lane.info.arc_seconds
-        here = State.PRE_COPY if lane.can_precopy else State.RUNNING
-        quiet = quiesced(here) if flags & Flags.P2P else here
-        quiesce.append(Move(flags, arcs, here, quiet))
-        stop.append(Move(flags, arcs, quiet, State.STOP_COPY))
-    return precopy.slowest(quiesce) + precopy.slowest(stop)
 
 
 class Rounds:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import TypeVar
 
-from vfioflow import admission, barrier
+from vfioflow import admission, barrier, inventory
 from vfioflow._outlane import END
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
@@ -31,12 +31,12 @@ from vfioflow.hooks import Hooks, SaveConfig, call, save_all
 from vfioflow.journal import Journal
 from vfioflow.lanes import Outbound
 from vfioflow.policy import Policy
-from vfioflow.precopy import Bandwidth, Verdict
+from vfioflow.precopy import Arcs, Bandwidth, Verdict, source_seconds
 from vfioflow.probe import Probe
 from vfioflow.reconnect import Redial
 from vfioflow.report import Clock, Report
 from vfioflow.resolution import Comeback
-from vfioflow.rounds import Lane, Rounds, ask_sizes, source_seconds
+from vfioflow.rounds import Lane, Rounds, ask_sizes
 from vfioflow.states import Flags, State, quiesced
 from vfioflow.story import check_session
 from vfioflow.threads import finish, in_thread, ready
@@ -177,20 +177,15 @@ class Source(Giver):
 
     async def _admit(self) -> None:
         """Refuse what may not migrate, before anything is touched."""
-        facts = [admission.Facts(i.name, i.driver, i.flags) for i in (x.info for x in self._lanes)]
-        reasons = admission.check_set(facts) or {
+        if wrong := {
             lane.name: f"its name is {lane.device.name!r}, its info says {lane.name!r}"
             for lane in self._lanes
             if lane.device.name != lane.name
-        }
-        if reasons:
-            raise AdmissionError(reasons)
-        states = await barrier.states(self._devices, timeout=self._policy.stall_timeout)
-        if reasons := {
-            name: f"it is in {state}; only a RUNNING device can be migrated"
-            for name, state in states.items()
-            if state != "RUNNING"
         }:
+            raise AdmissionError(wrong)
+        facts = await inventory.look(self._devices, timeout=self._policy.stall_timeout)
+        around = admission.Circumstances(policy=self._policy)
+        if reasons := admission.judge(facts, around).reasons():
             raise AdmissionError(reasons)
 
     async def _connect(self) -> None:
@@ -217,6 +212,9 @@ class Source(Giver):
                         profile=lane.info.profile,
                         flags=int(lane.info.flags),
                         size=lane.pending.stop_copy,
+                        version=lane.info.version,
+                        firmware=lane.info.firmware,
+                        model=lane.info.model,
                     )
                     for lane in self._lanes
                 ],
@@ -288,7 +286,9 @@ class Source(Giver):
             unsent=self._wire.unsent,
             probe=self._probe.measure,
             bandwidth=self._bandwidth,
-            fixed_seconds=source_seconds(self._lanes) + self._load_seconds + 2 * self._round_trip,
+            fixed_seconds=source_seconds(_arcs(self._lanes))
+            + self._load_seconds
+            + 2 * self._round_trip,
             observer=self._observer,
         )
         self._touched = True
@@ -488,3 +488,7 @@ class Source(Giver):
         if self._control is not None:
             await self._control.close()
         self._giving.log.close()
+
+
+def _arcs(lanes: Iterable[Lane]) -> Iterator[Arcs]:
+    return ((lane.info.flags, lane.info.arc_seconds) for lane in lanes)

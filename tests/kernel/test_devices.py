@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from vfioflow import (
     discover,
 )
 from vfioflow.devices.config import load_devices
+from vfioflow.inventory import of_host
 from vfioflow.states import SAVING, opens_data_fd, path
 
 ALL = Flags.STOP_COPY | Flags.P2P | Flags.PRE_COPY
@@ -261,3 +263,19 @@ def test_reinit_by_opt_in(mdev, how):
         assert not device.precopy_info(fd).reinit
         os.close(fd)
         device.set_state(State.RUNNING)
+
+
+def test_the_inventory_of_a_host(mdev):
+    name = mdev()
+
+    def mine():
+        [facts] = [device for device in of_host(discover()) if device.name == name]
+        return facts
+
+    facts = mine()
+    assert (facts.driver, facts.flags, facts.state) == ("mtty", ALL, "RUNNING")
+    assert facts.why_not == ""
+    assert facts.stop_copy_bytes
+    with closing(KernelDevice.open(name)):
+        assert "somebody else has it open" in mine().why_not
+    assert mine().why_not == ""

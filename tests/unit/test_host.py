@@ -6,8 +6,10 @@ import os
 
 import pytest
 
-from vfioflow import ConfigError, KernelDevice, discover
+from vfioflow import ConfigError, Flags, KernelDevice, discover
+from vfioflow.admission import judge
 from vfioflow.devices.host import find
+from vfioflow.inventory import of_host
 
 UUID = "0f5d5a2e-4a9e-4c53-9b0d-7b1f4f0c8f10"
 
@@ -116,3 +118,17 @@ def test_ways_that_are_not_there(tree):
         KernelDevice.open("3b:00.3", how="group", sys=sys, dev=dev)
     with pytest.raises(ConfigError, match="must be"):
         KernelDevice.open("3b:00.2", how="magic", sys=sys, dev=dev)
+
+
+def test_the_facts_of_an_inventory_say_why_a_device_cannot_be_used(tree):
+    sys, dev = tree
+    facts = {device.name: device for device in of_host(discover(sys=sys, dev=dev))}
+    bound = facts["0000:3b:00.3"]
+    assert bound.why_not == "it is bound to mlx5_core, not to a VFIO driver"
+    assert facts["0000:3b:00.4"].why_not == "its driver vfio-pci does not support migration"
+    assert facts["0000:3b:00.2"].why_not  # its files are no devices
+    assert {device.flags for device in facts.values()} == {Flags.NONE}
+    verdict = judge([bound])
+    assert verdict.reasons() == {
+        "0000:3b:00.3": "it is bound to mlx5_core, not to a VFIO driver; see `vfioflow probe`"
+    }

@@ -16,7 +16,7 @@ from vfioflow.cli.bars import Bar
 from vfioflow.cli.console import put
 from vfioflow.report import DeviceReport, Report
 
-__all__ = ["Check", "devices", "downtime", "headline", "show", "summary"]
+__all__ = ["Check", "devices", "downtime", "headline", "out", "show", "summary"]
 
 WIDTH = 88
 
@@ -49,12 +49,17 @@ class Check:
 
 def show(report: Report, checks: Iterable[Check] = ()) -> None:
     """Print the whole report on standard output."""
+    out(summary(report, checks))
+
+
+def out(what: RenderableType) -> None:
+    """Print on standard output, where that is no terminal without colours and trailing spaces."""
     console = Console(highlight=False)
     if console.is_terminal:
-        console.print(summary(report, checks))
+        console.print(what)
         return
     with console.capture() as capture:
-        console.print(summary(report, checks))
+        console.print(what)
     put("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 

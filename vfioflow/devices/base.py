@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from vfioflow._fdio import Port
 from vfioflow.states import Flags, State
@@ -39,6 +39,10 @@ class DeviceInfo:
     arcs written ``"RESUMING->STOP"`` to the time that they are expected to take;
     it may be empty, then the downtime prediction leaves them out.  ``outlives``: somebody else holds
     the device open, so that its state is still there when this process has died.
+
+    For admission, as far as it is known: ``version`` of the driver, ``firmware``, ``model`` (vendor and
+    device id, or a mediated device's type), ``tracking`` (who tells which pages it writes), and
+    ``late_load`` (the driver loads and checks only in RESUMING -> STOP).
     """
 
     name: str
@@ -47,6 +51,11 @@ class DeviceInfo:
     profile: str = ""
     arc_seconds: Mapping[str, float] = field(default_factory=dict)
     outlives: bool = False
+    version: str = ""
+    firmware: str = ""
+    model: str = ""
+    tracking: Literal["device", "iommu", "none", "unknown"] = "unknown"
+    late_load: bool = False
 
 
 @runtime_checkable

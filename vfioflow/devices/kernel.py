@@ -72,6 +72,8 @@ class KernelDevice:
             self._flags = Flags.NONE
         self._driver = driver or (host.driver if host is not None else "") or _driver_of(fd)
         self._quirks = quirks_of(self._driver)
+        logs = _vfio.probe(fd, _vfio.FEATURE_DMA_LOGGING_START, sets=True)
+        self._tracking: Literal["device", "unknown"] = "device" if logs else "unknown"
         self._reinit = False
         if reinit:
             try:
@@ -216,7 +218,9 @@ class KernelDevice:
     @property
     def info(self) -> DeviceInfo:
         """Static facts; the times of its arcs as far as ``quirks.toml`` has them."""
-        kind = self._host.mdev_type if self._host is not None else ""
+        host = self._host
+        ids = f"{host.vendor_id}:{host.device_id}" if host is not None and host.vendor_id else ""
+        kind = host.mdev_type if host is not None else ""
         return DeviceInfo(
             self._name,
             self._driver or "unknown",
@@ -224,6 +228,11 @@ class KernelDevice:
             kind,
             self._quirks.arc_seconds,
             self._outlives,
+            version=host.driver_version if host is not None else "",
+            firmware=host.firmware_version if host is not None else "",
+            model=kind or ids,
+            tracking=self._tracking,
+            late_load=bool(self._quirks.names) and self._quirks.load_in == "stop",
         )
 
     @property

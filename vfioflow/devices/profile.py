@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from vfioflow.devices.sizes import parse_size
 from vfioflow.errors import ConfigError
@@ -20,6 +20,7 @@ _SIZES = frozenset(
     {"state_size", "initial_bytes", "dirty_rate", "dirty_set", "read_rate", "write_rate"}
 )
 _CONTENTS = ("zeros", "structured", "fp16", "random", "mix")
+_TRACKING = ("device", "iommu", "none", "unknown")
 _MAX_BLOCK = 65536
 _MAX_SIZE = 1 << 46
 _SHORT_BLOCKS = 1024
@@ -88,11 +89,20 @@ class Profile:
     """Whether the device answers MIG_DATA_SIZE."""
     p2p_rate: float = 0.0
     """Peer-to-peer messages/s while it streams; besides those at each arc and PRECOPY_INFO."""
+    version: str = ""
+    """Of the driver; with ``firmware``, ``model`` and ``tracking`` only admission looks at it."""
+    firmware: str = ""
+    model: str = ""
+    tracking: Literal["device", "iommu", "none", "unknown"] = "unknown"
+    """Who tells which pages of guest memory it writes."""
 
     def __post_init__(self) -> None:
         for key in ("driver", "content"):
             value = getattr(self, key)
             _need(isinstance(value, str) and bool(value), key, value, "a text")
+        for key in ("version", "firmware", "model"):
+            _need(isinstance(getattr(self, key), str), key, getattr(self, key), "a text")
+        _need(self.tracking in _TRACKING, "tracking", self.tracking, f"one of {_TRACKING}")
         flags = self._flags()
         for key in ("state_size", "initial_bytes", "dirty_set"):
             _need(_integer(getattr(self, key)), key, getattr(self, key), "a number of bytes")

@@ -164,7 +164,19 @@ class SimDevice:
         arcs = {arc: float(seconds) for arc, seconds in self._profile.arc_seconds.items()}
         if self._profile.load_in == "stop" and self._profile.load_seconds:
             arcs[_LOAD_ARC] = arcs.get(_LOAD_ARC, 0.0) + self._profile.load_seconds
-        return DeviceInfo(self._name, self._profile.driver, self._flags, self._profile_name, arcs)
+        p = self._profile
+        return DeviceInfo(
+            self._name,
+            p.driver,
+            self._flags,
+            self._profile_name,
+            arcs,
+            version=p.version,
+            firmware=p.firmware,
+            model=p.model,
+            tracking=p.tracking,
+            late_load=p.load_in == "stop",
+        )
 
     @property
     def state(self) -> State:

@@ -95,13 +95,27 @@ class Proof(_Message, frozen=True, tag="proof"):
 
 
 class OfferedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One device of the source.  ``size`` is its present stop-copy size in bytes, if known."""
+    """One device of the source.  ``size`` is its present stop-copy size in bytes, if known.
+
+    ``version`` of its driver, ``firmware`` and ``model`` are compared where both sides know them.
+    """
 
     name: str
     driver: str
     profile: str
     flags: int
     size: Bytes | None
+    version: str = ""
+    firmware: str = ""
+    model: str = ""
+
+    def check(self) -> None:
+        """Raise ProtocolError unless its names and numbers are of this world."""
+        words = (self.name, self.driver, self.profile, self.version, self.firmware, self.model)
+        if any(len(word) > MAX_NAME or not word.isprintable() for word in words):
+            raise ProtocolError("the offer has a device with a name that cannot be one")
+        if (self.size or 0) > MAX_STATE:
+            raise ProtocolError(f"the offer has a device {self.name} of {self.size} bytes")
 
 
 class Offer(_Message, frozen=True, tag="offer"):
@@ -127,11 +141,7 @@ class Offer(_Message, frozen=True, tag="offer"):
         if self.window > MAX_WINDOW:
             raise ProtocolError(f"the offer has a window of {self.window} bytes")
         for device in self.devices:
-            for word in (device.name, device.driver, device.profile):
-                if len(word) > MAX_NAME or not word.isprintable():
-                    raise ProtocolError("the offer has a device with a name that cannot be one")
-            if (device.size or 0) > MAX_STATE:
-                raise ProtocolError(f"the offer has a device {device.name} of {device.size} bytes")
+            device.check()
 
 
 class Accept(_Message, frozen=True, tag="accept"):
@@ -146,6 +156,37 @@ class Accept(_Message, frozen=True, tag="accept"):
 class Refuse(_Message, frozen=True, tag="refuse"):
     """Destination to source: why not, by device.  Nothing was touched."""
 
+    reasons: dict[str, str]
+
+
+class Plan(_Message, frozen=True, tag="plan"):
+    """Source to destination, in place of an offer: would this set be accepted?  Touches nothing."""
+
+    devices: Annotated[list[OfferedDevice], msgspec.Meta(max_length=MAX_DEVICES)]
+
+    def check(self) -> None:
+        """Raise ProtocolError unless all numbers and names in it are of this world."""
+        for device in self.devices:
+            device.check()
+
+
+class PlannedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One device of the destination.  ``state``: the one it is in, or why it does not say."""
+
+    name: str
+    driver: str
+    flags: int
+    state: str
+    version: str = ""
+    firmware: str = ""
+    model: str = ""
+    arc_seconds: dict[str, Seconds] = {}
+
+
+class Planned(_Message, frozen=True, tag="planned"):
+    """Destination to source: its devices, and why it would refuse, by device; empty: it would not."""
+
+    devices: Annotated[list[PlannedDevice], msgspec.Meta(max_length=MAX_DEVICES)]
     reasons: dict[str, str]
 
 
@@ -260,6 +301,8 @@ Message: TypeAlias = (
     | Offer
     | Accept
     | Refuse
+    | Plan
+    | Planned
     | Ready
     | Probe
     | ProbeDone
