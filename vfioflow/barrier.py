@@ -19,7 +19,15 @@ from dataclasses import dataclass
 
 from vfioflow.devices.base import Device
 from vfioflow.errors import DeviceError, VfioflowError
-from vfioflow.events import BarrierPassed, Observer, RolledBack, StateChanged, emit
+from vfioflow.events import (
+    BarrierEntered,
+    BarrierPassed,
+    Observer,
+    RolledBack,
+    StateChanged,
+    StateChanging,
+    emit,
+)
 from vfioflow.states import Flags, State, path
 from vfioflow.threads import in_thread, settle
 
@@ -87,6 +95,9 @@ async def cross(
     starts = {device.name: device.state for device, _ in targets}
     for device, target in targets:
         path(device.info.flags, starts[device.name], target)
+    emit(observer, BarrierEntered(name, tuple(device.name for device, _ in targets)))
+    for device, target in targets:
+        emit(observer, StateChanging(device.name, starts[device.name], target))
     begin = time.monotonic()
     futures = [
         in_thread(_move, device, starts[device.name], target, name=f"{device.name}-{target}")

@@ -94,6 +94,7 @@ class Destination(Loader):
 
     async def _run(self, held: ExitStack) -> Report:
         begin = time.monotonic()
+        self._begin()
         try:
             held.enter_context(ready(len(self._devices) + 1))
             await self._admit(self._offer)
@@ -114,6 +115,7 @@ class Destination(Loader):
         finally:
             self.report.total_ms = (time.monotonic() - begin) * 1e3
             await finish(self._close())
+            self._end()
         return self.report
 
     # ------------------------------------------------------------------ set-up
@@ -349,6 +351,7 @@ class Destination(Loader):
         await self.taking.word(self._control, loaded)
         await self.taking.committed()
         self._committed = True
+        emit(self._observer, events.Committed())
         await self._take_over(self._devices, self._control)
 
     # ----------------------------------------------------------------- failure

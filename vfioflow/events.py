@@ -10,25 +10,38 @@ import enum
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from vfioflow.precopy import Decision
 from vfioflow.states import State
 
 __all__ = [
+    "BackPressure",
+    "BarrierEntered",
     "BarrierPassed",
+    "Began",
+    "Committed",
+    "ConnectionLost",
     "Decided",
     "DeviceProgress",
+    "Ended",
     "Event",
+    "Faulted",
     "InitialLoaded",
     "InitialSent",
+    "IterationDone",
     "Observer",
     "Phase",
     "PhaseEntered",
+    "Preparing",
     "Progress",
     "Reconnected",
+    "Resumed",
     "RolledBack",
     "StateChanged",
+    "StateChanging",
+    "SwitchoverDecided",
+    "deliver",
     "emit",
 ]
 
@@ -51,10 +64,49 @@ class Phase(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Began:
+    """A session began: the first of its events.  ``devices`` by name, in the order of their lanes."""
+
+    session: str
+    role: Literal["source", "destination"]
+    peer: str
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """It has ended, as its report says: the last of its events.  Times in seconds."""
+
+    outcome: str
+    error: str | None
+    total: float
+    downtime: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseEntered:
     """The session entered ``phase``."""
 
     phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    """The devices will stop: before the vCPUs do, and before the first goes to a P2P state (source).
+
+    The moment for a guest to be told of a pause, as with QEMU's pre-copy-p2p-prepare.
+    """
+
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanging:
+    """A device is about to go from ``start`` to ``end``."""
+
+    device: str
+    start: State
+    end: State
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +117,14 @@ class StateChanged:
     start: State
     end: State
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BarrierEntered:
+    """These devices start their changes at once."""
+
+    name: str
+    devices: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +145,38 @@ class InitialSent:
 @dataclass(frozen=True, slots=True)
 class InitialLoaded:
     """The destination has loaded the initial bytes of every pre-copy device."""
+
+
+@dataclass(frozen=True, slots=True)
+class IterationDone:
+    """A round of pre-copy has moved so many device bytes in so many seconds (source)."""
+
+    iteration: int
+    moved: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchoverDecided:
+    """It switches over, and the numbers that decided it (source).
+
+    Device bytes per second; seconds, of which ``fixed_seconds`` are state changes and round trips.
+    """
+
+    iteration: int
+    bandwidth: float | None
+    fixed_seconds: float
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The point of no return is passed: the source has recorded it, or the destination has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Devices and vCPUs run at the destination; at the source: that word has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +208,39 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class BackPressure:
+    """For so many seconds a device's data could not go out: wire or destination do not take it (source).
+
+    The first after half a second, then each second while it lasts.
+    """
+
+    device: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLost:
+    """A connection broke, and is opened again (source)."""
+
+    connection: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reconnected:
     """A connection that broke works again, ``seconds`` later; ``attempt`` counts tries (source)."""
 
     connection: str
     attempt: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Faulted:
+    """The session fails, for this reason; ``device`` and ``step`` are empty where it is no device's."""
+
+    device: str
+    step: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +253,27 @@ class RolledBack:
 
 
 Event: TypeAlias = (
-    PhaseEntered
+    Began
+    | PhaseEntered
+    | Preparing
+    | BarrierEntered
+    | StateChanging
     | StateChanged
     | BarrierPassed
     | InitialSent
     | InitialLoaded
+    | IterationDone
     | Decided
+    | SwitchoverDecided
     | Progress
+    | BackPressure
+    | ConnectionLost
     | Reconnected
+    | Committed
+    | Resumed
+    | Faulted
     | RolledBack
+    | Ended
 )
 Observer: TypeAlias = Callable[[Event], None]
 
@@ -154,8 +285,12 @@ def emit(observer: Observer | None, event: Event) -> None:
     """
     if not isinstance(event, Progress):
         log.debug("%s", event)
-    if observer is None:
-        return
+    if observer is not None:
+        deliver(observer, event)
+
+
+def deliver(observer: Observer, event: Event) -> None:
+    """Hand an event to an observer; what that raises is logged."""
     try:
         observer(event)
     except Exception:  # whatever somebody else's code may raise

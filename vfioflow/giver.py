@@ -6,6 +6,7 @@ import asyncio
 import errno
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from vfioflow import barrier, events
@@ -26,6 +27,18 @@ __all__ = ["Giver"]
 
 T = TypeVar("T")
 
+_PRESSURE_FIRST, _PRESSURE_EVERY = 0.5, 1.0
+"""Seconds until it is said that a device's data does not go out; until it is said again."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A device's bytes, since when there are no more, and when that is said next."""
+
+    sent: int
+    since: float
+    due: float
+
 
 class Giver(Session):
     """A source's session, without the order of its steps."""
@@ -39,6 +52,7 @@ class Giver(Session):
     _redialing: asyncio.Task[None] | None = None
     _vcpus_stopped = False
     _stopped_at = 0.0
+    _held: dict[str, _Held]
 
     def _patience(self) -> float:
         """How long a connection may stay broken now, in seconds."""
@@ -114,6 +128,7 @@ class Giver(Session):
     def _progress(self) -> None:
         if self._observer is None:
             return
+        self._look_for_pressure()
         emit(
             self._observer,
             events.Progress(
@@ -126,6 +141,17 @@ class Giver(Session):
                 ),
             ),
         )
+
+    def _look_for_pressure(self) -> None:
+        """Which devices' data does not go out although there is some."""
+        now = time.monotonic()
+        for lane in self._lanes:
+            was = self._held.get(lane.name)
+            if not lane.busy or was is None or was.sent != lane.sent:
+                self._held[lane.name] = _Held(lane.sent, now, now + _PRESSURE_FIRST)
+            elif now >= was.due and self._wire.unsent():
+                was.due = now + _PRESSURE_EVERY
+                emit(self._observer, events.BackPressure(lane.name, now - was.since))
 
     async def _fill_report(self) -> None:
         report = self.report

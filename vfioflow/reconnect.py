@@ -155,6 +155,7 @@ class Redial(_Watch):
                 if line.since is None:
                     line.since = now
                     log.warning("%s to %s broke; opening it again", line, self._address)
+                    emit(self._observer, events.ConnectionLost(str(line)))
                 line.work = asyncio.create_task(self._bring_back(line))
 
     async def _bring_back(self, line: _Line) -> None:

@@ -169,10 +169,17 @@ class Rounds:
                 decision = await self._survey(time.monotonic() - begin, acknowledged.done())
                 rate = self._bandwidth.value
                 emit(self._observer, events.Decided(self.iterations, moved, rate, decision))
+                if decision.verdict is Verdict.SWITCH_OVER:
+                    decided = events.SwitchoverDecided(
+                        self.iterations, rate, self._fixed_seconds, decision
+                    )
+                    emit(self._observer, decided)
                 if decision.verdict is not Verdict.ITERATE:
                     return decision
                 started = time.monotonic()
                 moved = await self._round()
+                seconds = time.monotonic() - started
+                emit(self._observer, events.IterationDone(self.iterations, moved, seconds))
                 await self._pause(started + _SHORTEST - time.monotonic(), acknowledged)
                 if acknowledged.done():
                     await self._measure_again()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from vfioflow import events
 from vfioflow.devices.base import Device
-from vfioflow.errors import RemoteError, VfioflowError
+from vfioflow.errors import DeviceError, RemoteError, VfioflowError
 from vfioflow.events import Observer, Phase, emit
 from vfioflow.hooks import Hooks
 from vfioflow.policy import Policy
@@ -50,6 +50,19 @@ class Session:
         self._stuck = False
         self._told = False
 
+    def _begin(self) -> None:
+        """The session begins."""
+        report = self.report
+        names = tuple(device.name for device in self._devices)
+        emit(self._observer, events.Began(report.session, report.role, report.peer, names))
+
+    def _end(self) -> None:
+        """It has ended, and its report is filled."""
+        report = self.report
+        downtime = None if report.downtime_ms is None else report.downtime_ms / 1e3
+        total = report.total_ms / 1e3
+        emit(self._observer, events.Ended(report.outcome, report.error, total, downtime))
+
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
         emit(self._observer, events.PhaseEntered(phase))
@@ -59,6 +72,11 @@ class Session:
         cancelled = isinstance(error, asyncio.CancelledError)
         self.report.outcome = "cancelled" if cancelled else "failed"
         self.report.error = "cancelled" if cancelled else str(error)
+        if not cancelled:
+            device, step = "", ""
+            if isinstance(error, DeviceError):
+                device, step = error.device, error.action
+            emit(self._observer, events.Faulted(device, step, self.report.error))
         self._enter(Phase.GOING_BACK)
         return messages.Failed(reason=self.report.error, cancelled=cancelled)
 

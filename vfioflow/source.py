@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import TypeVar
 
-from vfioflow import admission, barrier, inventory
+from vfioflow import admission, barrier, events, inventory
 from vfioflow._outlane import END
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
@@ -24,7 +24,7 @@ from vfioflow.errors import (
     TakenBack,
     VfioflowError,
 )
-from vfioflow.events import Observer, Phase
+from vfioflow.events import Observer, Phase, emit
 from vfioflow.giver import Giver
 from vfioflow.handover import Giving
 from vfioflow.hooks import Hooks, SaveConfig, call, save_all
@@ -131,6 +131,7 @@ class Source(Giver):
         super().__init__(devices, report, policy=policy, hooks=hooks or Hooks(), observer=observer)
         self._giving = Giving(journal, report.session, self._address, self._guard, policy)
         self._lanes = [Lane(device) for device in devices]
+        self._held = {}
         self._bandwidth = Bandwidth()
         self._keys: Keys | None = None
         self._round_trip = 0.0
@@ -145,7 +146,9 @@ class Source(Giver):
 
     async def _run(self, held: ExitStack) -> Report:
         begin = time.monotonic()
+        self._begin()
         if await self._came_back():
+            self._end()
             return self.report
         try:
             held.enter_context(ready(len(self._devices) + 1))
@@ -171,6 +174,7 @@ class Source(Giver):
         finally:
             self.report.total_ms = (time.monotonic() - begin) * 1e3
             await finish(self._close())
+            self._end()
         return self.report
 
     # ------------------------------------------------------------------ set-up
@@ -307,6 +311,7 @@ class Source(Giver):
 
     async def _switch_over(self) -> None:
         """Stop the vCPUs, then barrier 1 and 2, then drain every stream to its end."""
+        emit(self._observer, events.Preparing(tuple(lane.name for lane in self._lanes)))
         self._enter(Phase.STOP_COPY)
         self._clock = Clock(self.report.steps_ms)
         self._vcpus_stopped = True
@@ -381,11 +386,13 @@ class Source(Giver):
         """COMMIT, RUNNING; then the devices here are released.  Not to be interrupted."""
         seconds = await self._giving.commit(self._journal_there)
         self._committed = True
+        emit(self._observer, events.Committed())
         try:
             running = await self._giving.deliver(self._peer)
         except TakenBack:
             self._committed = False
             raise
+        emit(self._observer, events.Resumed())
         self._clock.lap("commit")
         self._clock.split(
             "commit", resume=running.resume_seconds, start_vcpus=running.start_vcpus_seconds

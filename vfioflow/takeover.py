@@ -15,7 +15,7 @@ from typing import Any
 from vfioflow import barrier
 from vfioflow.devices.base import Device
 from vfioflow.errors import HandoverInDoubt, JournalError, PeerError, PeerLost, RemoteError
-from vfioflow.events import Phase
+from vfioflow.events import Phase, Resumed, emit
 from vfioflow.handover import Decision, Log
 from vfioflow.hooks import call
 from vfioflow.journal import Entry, Journal
@@ -224,6 +224,7 @@ class Taker(Session):
                 await self._tell(control, messages.Failed(reason=reason))
             raise HandoverInDoubt(self.report.error) from error
         self.report.outcome = "completed"
+        emit(self._observer, Resumed())
         self.report.steps_ms["resume"] = resumed.seconds * 1e3
         message, trouble = await self.taking.running(
             messages.Running(

@@ -222,6 +222,7 @@ def test_the_namespaces_go_with_the_process(namespaces, end):
     program = (
         "import signal; from comparison import commandline, wires\n"
         "signal.signal(signal.SIGTERM, commandline.stop)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
         "with wires.Wires() as some:\n"
         "    print(some.why_not, flush=True); signal.pause()\n"
     )

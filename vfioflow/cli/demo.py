@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vfioflow.cli.console import is_quiet, put, verbosity, verbosity_flags
+from vfioflow.cli.observing import observing_options
 from vfioflow.cli.options import devices_option, journal_options, json_option, policy_options
 from vfioflow.errors import PeerLost
 from vfioflow.events import Phase
@@ -24,6 +25,7 @@ from vfioflow.threads import finish
 from vfioflow.wire.address import Address
 
 if TYPE_CHECKING:
+    from vfioflow.cli.observing import Watchers
     from vfioflow.cli.render import Check
     from vfioflow.journal import Journal
     from vfioflow.policy import Policy
@@ -50,10 +52,16 @@ _END_SECONDS = 10.0
 )
 @journal_options
 @policy_options(precopy_timeout="5s", on_no_convergence="switchover")
+@observing_options
 @json_option
 @verbosity
 def command(
-    devices_file: str | None, seed: int, journal: Journal | None, policy: Policy, as_json: bool
+    devices_file: str | None,
+    seed: int,
+    journal: Journal | None,
+    policy: Policy,
+    watchers: Watchers,
+    as_json: bool,
 ) -> int:
     """Migrate four simulated devices from this process to another one.
 
@@ -71,11 +79,17 @@ def command(
         failing_as_json("source", as_json),
         as_file(files("vfioflow.cli").joinpath("demo.toml")) as own,
     ):
-        return _demo(Path(devices_file) if devices_file else own, seed, journal, policy, as_json)
+        file = Path(devices_file) if devices_file else own
+        return _demo(file, seed, journal, policy, watchers, as_json)
 
 
 def _demo(
-    devices_file: Path, seed: int, journal: Journal | None, policy: Policy, as_json: bool
+    devices_file: Path,
+    seed: int,
+    journal: Journal | None,
+    policy: Policy,
+    watchers: Watchers,
+    as_json: bool,
 ) -> int:
     from vfioflow.cli.session import attempt, conclude, never_began, open_devices, run, to_json
     from vfioflow.cli.view import Screen
@@ -90,10 +104,14 @@ def _demo(
             try:
                 async with child:
                     screen.board.peer = child.address
-                    source = Source(
-                        devices, child.address, policy=policy, observer=screen, journal=journal
-                    )
-                    with screen:
+                    with watchers.beside(screen) as observer, screen:
+                        source = Source(
+                            devices,
+                            child.address,
+                            policy=policy,
+                            observer=observer,
+                            journal=journal,
+                        )
                         ended = await attempt(source)
                     child.patient = Phase.SET_UP in screen.board.phases
             except asyncio.CancelledError:

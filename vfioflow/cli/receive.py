@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vfioflow.cli.console import complain, is_quiet, put, verbosity
+from vfioflow.cli.observing import observing_options
 from vfioflow.cli.options import (
     devices_option,
     journal_options,
@@ -20,6 +21,7 @@ from vfioflow.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from vfioflow.cli.observing import Watchers
     from vfioflow.cli.options import Names
     from vfioflow.cli.render import Check
     from vfioflow.cli.session import Ended
@@ -46,6 +48,7 @@ log = logging.getLogger("vfioflow")
 @security_options("destination")
 @journal_options
 @policy_options("connect_timeout", "stall_timeout", "resolve_timeout", "stream_factor")
+@observing_options
 @json_option
 @click.option("--until-eof", is_flag=True, hidden=True)
 @verbosity
@@ -55,6 +58,7 @@ def command(
     security: Names,
     journal: Journal | None,
     policy: Policy,
+    watchers: Watchers,
     as_json: bool,
     until_eof: bool,
 ) -> int:
@@ -107,11 +111,17 @@ def command(
         async def main() -> int:
             if until_eof:
                 _cancel_at_eof()
-            async with listen(
-                where, devices, policy=policy, observer=screen, journal=journal, security=known
-            ) as listener:
-                complain(f"listening on {listener.address}", kind="")
-                ended = await receive(listener, screen)
+            with watchers.beside(screen) as observer:
+                async with listen(
+                    where,
+                    devices,
+                    policy=policy,
+                    observer=observer,
+                    journal=journal,
+                    security=known,
+                ) as listener:
+                    complain(f"listening on {listener.address}", kind="")
+                    ended = await receive(listener, screen)
             check = p2p_check(devices) if ended.report.outcome == "completed" else None
             if as_json:
                 more = {} if check is None else {"p2p": _as_dict(check)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vfioflow.cli.console import is_quiet, put, verbosity
+from vfioflow.cli.observing import observing_options
 from vfioflow.cli.options import (
     devices_option,
     journal_options,
@@ -16,6 +17,7 @@ from vfioflow.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from vfioflow.cli.observing import Watchers
     from vfioflow.cli.options import Names
     from vfioflow.journal import Journal
     from vfioflow.policy import Policy
@@ -38,6 +40,7 @@ __all__ = ["command"]
 @security_options("source")
 @journal_options
 @policy_options()
+@observing_options
 @json_option
 @verbosity
 def command(
@@ -47,6 +50,7 @@ def command(
     security: Names,
     journal: Journal | None,
     policy: Policy,
+    watchers: Watchers,
     as_json: bool,
 ) -> int:
     """Migrate the devices in FILE.toml to a waiting `vfioflow receive`.
@@ -67,12 +71,12 @@ def command(
         screen = Screen(devices, to, policy.downtime_limit, quiet=is_quiet())
 
         async def main() -> int:
-            with screen:
+            with watchers.beside(screen) as observer, screen:
                 source = Source(
                     devices,
                     to,
                     policy=policy,
-                    observer=screen,
+                    observer=observer,
                     journal=journal,
                     session=session,
                     security=known,
