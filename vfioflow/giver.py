@@ -126,8 +126,6 @@ class Giver(Session):
         return busy or (["the probe of the wire"] if probing else [])
 
     def _progress(self) -> None:
-        if self._observer is None:
-            return
         self._look_for_pressure()
         emit(
             self._observer,
@@ -170,6 +168,7 @@ class Giver(Session):
                     digest=f"{out.digest:08x}" if out is not None and self._policy.digest else "",
                     digest_ok=True if self._committed and self._policy.digest else None,
                     final_state=states[lane.name],
+                    can_precopy=lane.can_precopy,
                 )
             )
         report.bytes_total = sum(lane.sent for lane in self._lanes)

@@ -3,11 +3,87 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["Clock", "DeviceReport", "Report"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "TRANSITIONS",
+    "ArcSpan",
+    "BarrierSpan",
+    "Clock",
+    "DeviceReport",
+    "Judged",
+    "PhaseSpan",
+    "Report",
+    "Sample",
+    "Timeline",
+]
+
+SCHEMA_VERSION = 2
+
+TRANSITIONS = ("quiesce", "stop_copy", "validate", "ready", "resume")
+"""Steps of the downtime that are the devices' own."""
+
+
+class PhaseSpan(msgspec.Struct, kw_only=True):
+    """A phase, and when it began: seconds since the session did."""
+
+    name: str
+    at: float
+
+
+class ArcSpan(msgspec.Struct, kw_only=True):
+    """A device's change of state: when it began, and how long it took.  ``seconds`` None: not to its end."""
+
+    device: str
+    start: str
+    end: str
+    at: float
+    seconds: float | None = None
+
+
+class BarrierSpan(msgspec.Struct, kw_only=True):
+    """A barrier: when the first device started, until the last arrived; ``slowest`` names that one."""
+
+    name: str
+    at: float
+    seconds: float
+    slowest: str = ""
+
+
+class Judged(msgspec.Struct, kw_only=True):
+    """What was known when a round was judged.  Bytes, device bytes per second, seconds."""
+
+    iteration: int
+    at: float
+    moved: int
+    bandwidth: float | None
+    estimate: int
+    exact: int | None
+    threshold: int
+    predicted: float | None
+
+
+class Sample(msgspec.Struct, kw_only=True):
+    """Device bytes that had moved by then, all devices together, and on the wire."""
+
+    at: float
+    moved: int
+    wire: int
+
+
+class Timeline(msgspec.Struct, kw_only=True):
+    """When what happened, in seconds since the session began.  Bounded, see :mod:`vfioflow.recording`."""
+
+    phases: list[PhaseSpan] = msgspec.field(default_factory=list)
+    arcs: list[ArcSpan] = msgspec.field(default_factory=list)
+    barriers: list[BarrierSpan] = msgspec.field(default_factory=list)
+    rounds: list[Judged] = msgspec.field(default_factory=list)
+    samples: list[Sample] = msgspec.field(default_factory=list)
+    held: dict[str, float] = msgspec.field(default_factory=dict)
+    """By device: seconds in which its data could not go out."""
 
 
 class DeviceReport(msgspec.Struct, kw_only=True):
@@ -28,6 +104,17 @@ class DeviceReport(msgspec.Struct, kw_only=True):
     digest_ok: bool | None = None
     """Whether the destination found the stream's digest right; None when it was not checked."""
     final_state: str = ""
+    can_precopy: bool | None = None
+
+    @property
+    def bytes_total(self) -> int:
+        """Device bytes that moved, as far as this side tells the parts apart."""
+        return (self.bytes_precopy or 0) + (self.bytes_stopcopy or 0)
+
+    @property
+    def compression(self) -> float | None:
+        """Bytes on the wire for each device byte; None where it is not known."""
+        return self.bytes_wire / self.bytes_total if self.bytes_total else None
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -61,6 +148,44 @@ class Report(msgspec.Struct, kw_only=True):
     switchover_reason: str = ""
     steps_ms: dict[str, float] = msgspec.field(default_factory=dict)
     devices: list[DeviceReport] = msgspec.field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+    policy: dict[str, Any] = msgspec.field(default_factory=dict)
+    fixed_ms: float | None = None
+    """The part of the prediction that state changes and round trips were expected to take."""
+    timeline: Timeline = msgspec.field(default_factory=Timeline)
+
+    @property
+    def bytes_stopcopy(self) -> int:
+        """Device bytes that moved while the virtual machine stood still (source)."""
+        return sum(device.bytes_stopcopy or 0 for device in self.devices)
+
+    @property
+    def wire_ms(self) -> float | None:
+        """What those bytes take at the rate of the wire: the best that was measured, this drain included."""
+        rate = max(self.bandwidth or 0.0, self._drain_rate())
+        return self.bytes_stopcopy / rate * 1e3 if rate else None
+
+    @property
+    def transitions_ms(self) -> float:
+        """What the devices' own changes of state and loads took, each barrier by its slowest."""
+        return sum(self.steps_ms.get(step, 0.0) for step in TRANSITIONS)
+
+    @property
+    def lower_bound_ms(self) -> float | None:
+        """No order of operations is faster with these devices, this wire, and these bytes left."""
+        if self.downtime_ms is None or self.wire_ms is None:
+            return None
+        return self.wire_ms + self.transitions_ms
+
+    @property
+    def over_bound(self) -> float | None:
+        """The downtime over its lower bound."""
+        bound = self.lower_bound_ms
+        return self.downtime_ms / bound if bound and self.downtime_ms is not None else None
+
+    def _drain_rate(self) -> float:
+        drain = self.steps_ms.get("drain", 0.0)
+        return self.bytes_stopcopy / drain * 1e3 if drain else 0.0
 
     def to_json(self) -> str:
         """The report as one JSON object, on one line."""

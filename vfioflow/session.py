@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from vfioflow import events
 from vfioflow.devices.base import Device
@@ -12,7 +13,9 @@ from vfioflow.errors import DeviceError, RemoteError, VfioflowError
 from vfioflow.events import Observer, Phase, emit
 from vfioflow.hooks import Hooks
 from vfioflow.policy import Policy
+from vfioflow.recording import Recorder
 from vfioflow.report import Report
+from vfioflow.watching import fan_out
 from vfioflow.wire import messages
 from vfioflow.wire.control import Control
 
@@ -40,7 +43,8 @@ class Session:
         self._devices = list(devices)
         self._policy = policy
         self._hooks = hooks
-        self._observer = observer
+        self._observer = fan_out([Recorder(report), observer])
+        report.policy = asdict(policy)
         self._phase = Phase.CONNECT
         # Whether a device's state was changed; whether COMMIT was said; whether a pump did not
         # return, whose fds then stay open: closing them would free their numbers for others;
