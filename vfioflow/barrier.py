@@ -92,7 +92,7 @@ async def cross(
         IllegalTransition: a device's flags do not allow its change; nothing was touched.
         DeviceError: a device failed or did not return in time.  It may stand anywhere on the way.
     """
-    starts = {device.name: device.state for device, _ in targets}
+    starts = await _starts([device for device, _ in targets], timeout)
     for device, target in targets:
         path(device.info.flags, starts[device.name], target)
     emit(observer, BarrierEntered(name, tuple(device.name for device, _ in targets)))
@@ -129,6 +129,20 @@ async def cross(
         raise errors[0]
     emit(observer, BarrierPassed(name, seconds))
     return Crossing(seconds, {m.device.name: m for m in (f.result() for f in futures)})
+
+
+async def _starts(devices: Sequence[Device], timeout: float) -> dict[str, State]:
+    """Where each stands, asked on threads: a device that hangs must not hold up the loop."""
+    futures = {
+        d.name: in_thread(getattr, d, "state", name=f"{d.name}-state", or_here=True)
+        for d in devices
+    }
+    await settle(futures.values(), timeout=timeout)
+    for name, future in futures.items():
+        if not future.done():
+            late = f"not back after {timeout:g} s"
+            raise DeviceError(name, "ask for its state", errno.ETIMEDOUT, late)
+    return {name: future.result() for name, future in futures.items()}
 
 
 def _move(device: Device, start: State, target: State) -> Moved:

@@ -75,7 +75,8 @@ async def decide(
     if entry.allows(Step.BY_HAND):
         await log.record(Step.BY_HAND, choice=choice)
     else:  # said again: what runs by now is none of it
-        mine = [device for device in mine if device.state is not State.RUNNING]
+        found = await barrier.states(mine, timeout=policy.stall_timeout)
+        mine = [device for device in mine if found[device.name] != "RUNNING"]
     limit = policy.stall_timeout
     if entry.role == "destination" and choice == "discard":
         return await barrier.reset_all(mine, timeout=limit)

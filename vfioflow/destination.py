@@ -169,7 +169,7 @@ class Destination(Loader):
             keys=[self._keys.frames(number) for number in range(offer.channels)],
         )
         if offer.window:
-            self._patience = offer.reconnect_seconds
+            self._patience = min(offer.reconnect_seconds, self._policy.reconnect_limit)
             self._control.resumable = True
             self._rejoin = Rejoin(self._keys, self._control, self._in, limit=self._patience)
             self._rejoining = asyncio.create_task(self._rejoin.run(), name="vfioflow-rejoin")

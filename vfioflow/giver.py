@@ -50,6 +50,8 @@ class Giver(Session):
     _probe: Probe | None = None
     _redial: Redial | None = None
     _redialing: asyncio.Task[None] | None = None
+    _ending = False
+    """Whether all that is left to send is that nothing more comes."""
     _vcpus_stopped = False
     _stopped_at = 0.0
     _held: dict[str, _Held]
@@ -122,8 +124,11 @@ class Giver(Session):
 
     def _busy(self) -> list[str]:
         busy = [f"device {lane.name}" for lane in self._lanes if lane.busy]
-        probing = self._probe is not None and self._probe.running
-        return busy or (["the probe of the wire"] if probing else [])
+        if not busy and self._probe is not None and self._probe.running:
+            return ["the probe of the wire"]
+        if not busy and self._ending:
+            return ["the end of the data"]
+        return busy
 
     def _progress(self) -> None:
         self._look_for_pressure()

@@ -35,6 +35,7 @@ from vfioflow.wire.address import Address
 from vfioflow.wire.control import Control
 from vfioflow.wire.greeting import call
 from vfioflow.wire.security import Guard
+from vfioflow.wire.trouble import printable
 
 __all__ = ["Decision", "Giving", "Log", "ask"]
 
@@ -149,8 +150,15 @@ def _claims(journal: Journal, role: Role, devices: Sequence[str]) -> dict[str, s
     One whose state died with its process is no reason: at the destination it is discarded here.
     """
     reasons = {}
-    for name, story in journal.claims(devices, role).items():
-        if role == "source":
+    for name, story in journal.claims(devices).items():
+        if story.role != role:
+            # Of the other side: what its devices hold is still there only where they outlive it.
+            if any(story.devices.values()):
+                reasons[name] = (
+                    f"session {story.session} has it as its {story.role}, {story.step} and not ended:"
+                    f" `vfioflow resolve {story.session}` shows it"
+                )
+        elif role == "source":
             reasons[name] = (
                 f"session {story.session} has it, {story.step} and not ended: settle it with"
                 f" `vfioflow send --session {story.session}`, or by hand with"
@@ -231,8 +239,10 @@ async def _ask(
             messages.Running, messages.Discarded, timeout=limit, what="what became of the session"
         )
         if isinstance(answer, messages.Running) and heard is not None and not await heard():
-            with suppress(PeerLost):
+            with suppress(PeerError):
                 await control.send(messages.Goodbye())
+        if isinstance(answer, messages.Discarded):
+            return messages.Discarded(reason=printable(answer.reason))
         return answer
     finally:
         await finish(control.close())
@@ -311,8 +321,9 @@ class Giving:
             except PeerError as error:
                 raise PeerLost(f"{lost}; asked again for {limit:g} s: {error}") from lost
         if isinstance(answer, messages.Discarded):
-            await self.taken_back(answer.reason)
-            raise TakenBack(f"the destination discarded the session: {answer.reason}")
+            reason = printable(answer.reason)
+            await self.taken_back(reason)
+            raise TakenBack(f"the destination discarded the session: {reason}")
         return answer
 
     async def ask(self, decision: Decision, limit: float | None = None) -> _Answer:

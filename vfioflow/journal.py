@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import secrets
+import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,9 @@ class Entry(Story):
                 self.close()
 
     def _record(self, record: Record) -> None:
-        assert self.allows(record.step), f"{record.step} cannot come after {self.step}"
+        if not self.allows(record.step):  # a record that came back late was before it
+            what = f"{record.step} cannot come after {self.step}"
+            raise JournalError(self.path, what, errno.EPROTO, "see whether its disk is slow")
         line = pack(record)
         if self._unended:
             line = b"\n" + line
@@ -98,7 +101,8 @@ class Entry(Story):
             _write(self._fd, line, self._good)
             os.fsync(self._fd)
         except OSError as error:
-            # What of it is there must not look as if it was done.
+            # What of it is there must not look as if it was done, and the next takes its place.
+            self.torn = True
             with suppress(OSError):
                 os.ftruncate(self._fd, self._good)
                 os.fsync(self._fd)
@@ -239,7 +243,7 @@ class Journal:
                 raise _failed(path, "cannot be opened", error) from error
             entry = undo.enter_context(Entry(path, session, role, fd))
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock())
                 data = _read(fd)
                 if create and not data:
                     _sync_directory(self.directory)
@@ -296,22 +300,25 @@ class Journal:
         except OSError:
             return False
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            # Asks only: a lock, however short, could keep another process from its entry.
+            found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _lock())
         finally:
             os.close(fd)
-        return False
+        return bool(_FLOCK.unpack(found[: _FLOCK.size])[0] != fcntl.F_UNLCK)
 
-    def claims(self, devices: Sequence[str], role: Role) -> dict[str, Story]:
+    def claims(self, devices: Sequence[str]) -> dict[str, Story]:
         """For each of these devices that a pending session of a dead process names: that session."""
         return {
             name: story
-            for story in self.pending(role)
+            for story in self.pending()
             if not self.is_held(story)
             for name in devices
             if name in story.devices
         }
+
+    def latest(self) -> dict[str, Story]:
+        """For each device that any session names, of either role: the one that began last."""
+        return {name: story for story in self.stories() for name in story.devices}
 
     def prune(self, days: float = KEEP_DAYS) -> int:
         """Remove entries that ended longer ago; how many.  Never raises: they only take space.
@@ -351,6 +358,15 @@ class Journal:
         story = Story(path, session, role)
         story.parse(data)
         return story if story.records else None
+
+
+_FLOCK = struct.Struct("@hhqqi4x")
+"""``struct flock`` of 64-bit Linux: type, whence, start, length, pid."""
+
+
+def _lock() -> bytes:
+    """On the whole file, for writing."""
+    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def _read(fd: int) -> bytes:

@@ -134,6 +134,7 @@ class Listener:
         self._socket = bind(self._where)
         with ExitStack() as undo:
             undo.callback(self._socket.close)
+            undo.callback(self._abandon)
             here = Address.of(self._socket)
             self._guard = self._security.for_destination(loopback=is_loopback(here.host))
             await self._past.begin()
@@ -153,14 +154,21 @@ class Listener:
             await asyncio.wait(self._tasks)
         for sock in self._fresh:
             sock.close()
+        for caller in self._abandon():
+            await caller.control.close()
+        if self._socket is not None:
+            self._socket.close()
+
+    def _abandon(self) -> list[Caller]:
+        """Leave the sessions that wait to be carried on to the journal; the sources that wait besides."""
+        callers = []
         while not self._waiting.empty():
             waiting = self._waiting.get_nowait()
             if isinstance(waiting, Revival):
                 waiting.abandon()
             else:
-                await waiting.control.close()
-        if self._socket is not None:
-            self._socket.close()
+                callers.append(waiting)
+        return callers
 
     @property
     def address(self) -> str:

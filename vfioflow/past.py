@@ -24,6 +24,9 @@ __all__ = ["Past"]
 
 log = logging.getLogger("vfioflow")
 
+_MOST = 64
+"""Sessions that have ended, and of which a source may still ask without a journal."""
+
 
 class Past:
     """The sessions of one listener: those that this process has had, and those of its journal.
@@ -52,8 +55,11 @@ class Past:
         self._judging = asyncio.Lock()
 
     def add(self, session: str, taking: Taking) -> None:
-        """A session of this process."""
+        """A session of this process.  Of those that have ended the last ``_MOST`` are remembered."""
         self._known[session] = taking
+        ended = [name for name, each in self._known.items() if each.closed]
+        for name in ended[: max(len(ended) - _MOST, 0)]:
+            del self._known[name]
 
     async def begin(self) -> None:
         """Settle what dead processes left and that needs no source: BEGUN, and COMMITTED.
@@ -71,11 +77,15 @@ class Past:
 
     async def _reset_leftovers(self) -> None:
         """Devices of discarded sessions whose process died before it had reset them."""
-        stories = await self._log.call(lambda journal: journal.stories())
-        theirs = [story for story in stories if story.role == "destination"]
-        discarded = {n for s in theirs if s.step is Step.DISCARDED for n in s.devices}
-        claimed = {name for story in theirs if story.pending for name in story.devices}
-        mine = [device for device in self._devices if device.name in discarded - claimed]
+        latest = await self._log.call(lambda journal: journal.latest())
+        pending = await self._log.call(lambda journal: journal.pending())
+        claimed = {name for story in pending for name in story.devices}
+        left = {
+            name
+            for name, story in latest.items()
+            if story.role == "destination" and story.step is Step.DISCARDED
+        }
+        mine = [device for device in self._devices if device.name in left - claimed]
         states = await barrier.states(mine, timeout=self._policy.stall_timeout)
         await barrier.reset_all(
             [device for device in mine if states[device.name] != "RUNNING"],
@@ -146,10 +156,10 @@ class Past:
             )
         found = await barrier.states(self._devices, timeout=self._policy.stall_timeout)
         with ExitStack() as owned:
-            entry = await self._log.call(lambda journal: journal.open(session, "destination"))
+            entry = await self._open(session)
             if entry is not None:
                 owned.callback(entry.close)
-            others = await self._log.call(lambda journal: journal.pending("destination"))
+            others = await self._log.call(lambda journal: journal.pending())
             mine = await self._log.call(lambda journal: journal.identity)
             verdict = judge(
                 entry,
@@ -174,9 +184,26 @@ class Past:
             hooks=self._hooks,
             observer=self._observer,
         )
-        self._known[session] = revival.taking
+        self.add(session, revival.taking)
         self._revive(revival)
         return None
+
+    async def _open(self, session: str) -> Entry | None:
+        """The entry of a session, locked.  One that comes when nobody waits any more is closed."""
+        waits = True
+
+        def open_it(journal: Journal) -> Entry | None:
+            entry = journal.open(session, "destination")
+            if entry is not None and not waits:
+                entry.close()
+                return None
+            return entry
+
+        try:
+            return await self._log.call(open_it)
+        except BaseException:
+            waits = False
+            raise
 
     async def _discard(
         self,
@@ -198,16 +225,19 @@ class Past:
             reason = "its devices do not hold the state any more"
 
         def record(journal: Journal) -> None:
-            mine = entry or journal.open(session, "destination", create=True)
-            assert mine is not None
-            mine.record(Step.DISCARDED, reason=reason)
-            if entry is None:
-                mine.close()
+            with ExitStack() as owned:
+                mine = entry or journal.open(session, "destination", create=True)
+                assert mine is not None
+                if entry is None:
+                    owned.enter_context(mine)
+                mine.record(Step.DISCARDED, reason=reason)
 
         await self._log.call(record)
         log.info("session %s is discarded: %s", session, reason)
         if entry is not None:
             taken = {n for o in others if o.session != session for n in o.devices}
+            latest = await self._log.call(lambda journal: journal.latest())
+            taken |= {name for name, story in latest.items() if story.session != session}
             states = await barrier.states(self._devices, timeout=self._policy.stall_timeout)
             stopped = [
                 device

@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vfioflow import admission, barrier, inventory
 from vfioflow.admission import Facts
 from vfioflow.devices.base import Device
-from vfioflow.threads import finish
+from vfioflow.threads import finish, in_thread
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
 from vfioflow.wire.greeting import call
 from vfioflow.wire.security import Security
+from vfioflow.wire.trouble import printable
 
 __all__ = ["Answer", "answer", "ask"]
+
+_LONGEST = 120
+"""Characters of a reason in an answer: for as many devices as an offer may have, one message takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,22 @@ async def ask(
         seconds = time.monotonic() - begin
     finally:
         await finish(control.close())
-    return Answer(tuple(inventory.planned(said.devices)), said.reasons, seconds)
+    devices = [_readable(device) for device in inventory.planned(said.devices)]
+    reasons = {printable(name): printable(why) for name, why in said.reasons.items()}
+    return Answer(tuple(devices), reasons, seconds)
+
+
+def _readable(device: Facts) -> Facts:
+    """What a peer says is shown to people."""
+    return replace(
+        device,
+        name=printable(device.name),
+        driver=printable(device.driver),
+        state=printable(device.state),
+        version=printable(device.version),
+        firmware=printable(device.firmware),
+        model=printable(device.model),
+    )
 
 
 def _offer(device: Facts) -> messages.OfferedDevice:
@@ -78,7 +97,8 @@ async def answer(
     asked.check()
     states = await barrier.states(devices, timeout=timeout)
     here = [inventory.facts_of(d.info, state=states[d.name]) for d in devices]
-    verdict = admission.judge(inventory.offered(asked.devices), destination=here)
+    offered = inventory.offered(asked.devices)
+    verdict = await in_thread(_judge, offered, here, name="plan")
     return messages.Planned(
         devices=[
             messages.PlannedDevice(
@@ -93,5 +113,9 @@ async def answer(
             )
             for d in here
         ],
-        reasons=verdict.reasons(),
+        reasons={name: why[:_LONGEST] for name, why in verdict.reasons().items()},
     )
+
+
+def _judge(devices: Sequence[Facts], there: Sequence[Facts]) -> admission.Verdict:
+    return admission.judge(devices, destination=there)

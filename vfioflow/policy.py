@@ -26,7 +26,8 @@ MAX_THREADS = 64
 class Policy:
     """How to migrate.  Frozen and checked when made; a wrong value raises ConfigError.
 
-    The destination needs none: what concerns both sides travels in the offer.
+    The destination uses ``connect_timeout``, ``stall_timeout``, ``resolve_timeout``, ``stream_factor``
+    and ``reconnect_limit``; what concerns both sides travels in the offer.
     """
 
     downtime_limit: float = 0.3
@@ -99,6 +100,9 @@ class Policy:
     Meanwhile nothing moves, so ``stall_timeout`` counts too.  Costs a copy of every byte.
     """
 
+    reconnect_limit: float = 300.0
+    """Destination: seconds that it waits for a connection to come back at most, whatever is offered."""
+
     reconnect_stop_copy: Literal["wait", "go-back"] = "go-back"
     """What to do when it breaks while the virtual machine stands still: "go-back" (try only for what
     is left of the downtime limit, then the devices run on here) or "wait" (try for all of
@@ -165,7 +169,7 @@ class Policy:
             value = getattr(self, name)
             _require(value > 0, name, value, "above 0 seconds")
         _require(self.stream_factor > 0, "stream_factor", self.stream_factor, "above 0")
-        for name in ("reconnect_timeout", "resolve_timeout"):
+        for name in ("reconnect_timeout", "reconnect_limit", "resolve_timeout"):
             value = getattr(self, name)
             _require(value >= 0, name, value, "0 seconds or above")
 

@@ -47,6 +47,9 @@ _PAUSES = (0.02, 0.5)
 _LAST_WORDS = 1.0
 """Seconds to wait for the peer's reason when it has no such session any more."""
 
+_HEAR = 10.0
+"""Seconds for a source that is back to say how much it has heard."""
+
 _GRACE = 1.0
 """Seconds that the destination waits longer than the source tries."""
 
@@ -224,6 +227,7 @@ class Rejoin(_Watch):
         self._keys = keys
         self._inbound = inbound
         self._limit = limit + _GRACE
+        self._taking = asyncio.Lock()
 
     async def run(self) -> None:
         """Watch for connections that do not come back; then the control connection fails."""
@@ -265,14 +269,26 @@ class Rejoin(_Watch):
             preamble.role, preamble.channel, self._keys.answer(*key), preamble.attempt
         ).pack()
         if preamble.role is Role.CONTROL:
-            (heard,) = HEARD.unpack(await read_exactly(sock, HEARD.size))
-            await self._control.break_off()
-            await send_all(sock, answer + HEARD.pack(self._control.heard))
-            await self._control.resume(sock, heard)
+            heard = await self._hear(sock)
+            async with self._taking:
+                if line.attempt != preamble.attempt:
+                    raise PeerLost("another attempt came after it")
+                await self._control.break_off()
+                await send_all(sock, answer + HEARD.pack(self._control.heard))
+                await self._control.resume(sock, heard)
         else:
             await self._inbound.resume(preamble.channel, sock, answer)
         log.info("%s from %s is back", line, self._control.peer)
         return True
+
+    async def _hear(self, sock: socket.socket) -> int:
+        """How many messages the source has heard.  Raises PeerLost."""
+        try:
+            async with asyncio.timeout(_HEAR):
+                (heard,) = HEARD.unpack(await read_exactly(sock, HEARD.size))
+        except TimeoutError:
+            raise PeerLost("it did not say how much it has heard") from None
+        return int(heard)
 
     def _give_up(self, line: _Line, seconds: float) -> None:
         self._control.give_up(

@@ -48,9 +48,12 @@ class Comeback(Session):
     - Not COMMITTED: the devices go to RUNNING, and the destination is told to discard.
     - COMMITTED: they stay stopped, and the destination is asked, for ``Policy.resolve_timeout``.
       It runs: they are released.  It discarded: they go to RUNNING again.
-    - Ended: it is said again how, and a destination that may not know is told.
+    - Ended: it is said again how, and a destination that may not know is told.  Only devices that are
+      still as the session left them, in STOP_COPY, are moved: it ended, and its process died then.
 
-    The ``start_vcpus`` hook is called where the devices are to run here, also if they did already.
+    The ``start_vcpus`` hook is called where the devices are to run here, also if they did already; of a
+    session that has ended only where one of them was moved.  Nothing is done to a device that a
+    later session has.
     """
 
     def __init__(
@@ -88,8 +91,8 @@ class Comeback(Session):
             raise
         finally:
             self.report.total_ms = (time.monotonic() - begin) * 1e3
+            self._giving.log.close()  # first: the rest may be cancelled
             self.report.devices = await _device_reports(self._devices)
-            self._giving.log.close()
         return self.report
 
     async def _settle(self) -> None:
@@ -98,11 +101,16 @@ class Comeback(Session):
         if missing := entry.devices.keys() - here:
             reason = f"session {name} has it, and it is not among the devices here"
             raise AdmissionError(dict.fromkeys(sorted(missing), reason))
+        if later := await self._later():
+            raise AdmissionError(later)
         self._devices = [device for device in self._devices if device.name in entry.devices]
         found = await barrier.states(self._devices, timeout=self._policy.stall_timeout)
         said = what_is_found(entry, found)
         log.info("session %s is %s; found %s", name, entry.step, "; ".join(said))
         self._enter(Phase.HAND_OVER)
+        if not entry.pending:
+            # What it left behind is in STOP_COPY; whatever else a device is in, others have put it there.
+            self._devices = [d for d in self._devices if found[d.name] == "STOP_COPY"]
         if entry.step is Step.COMMITTED:
             await self._ask(found, said)
         elif entry.step is Step.RELEASED or (entry.choice == "discard"):
@@ -111,6 +119,15 @@ class Comeback(Session):
             committed = entry.step is not Step.BEGUN
             how = f"it was {entry.step}" if committed else "it had not been committed"
             await self._run_here(f"session {name} did not complete: {how}", said)
+
+    async def _later(self) -> dict[str, str]:
+        """Devices that a later session has, of either role; and that it has."""
+        latest = await self._giving.log.call(lambda journal: journal.latest())
+        return {
+            name: f"session {story.session} has had it since, and is {story.step}: settle that one"
+            for name, story in latest.items()
+            if name in self._entry.devices and story.session != self._entry.session
+        }
 
     async def _ask(self, found: Mapping[str, str], said: Sequence[str]) -> None:
         """COMMITTED: only the destination knows."""
@@ -144,11 +161,10 @@ class Comeback(Session):
 
     async def _completed(self) -> None:
         """The destination runs, or a person said so: the devices here are given up.  S_RELEASED."""
-        targets = []
-        for device in self._devices:
-            if device.state not in (State.RUNNING, State.STOP, State.ERROR):
-                targets.append((device, State.STOP))
         limit = self._policy.stall_timeout
+        found = await barrier.states(self._devices, timeout=limit)
+        done = ("RUNNING", "STOP", "ERROR")
+        targets = [(d, State.STOP) for d in self._devices if found[d.name] not in done]
         try:
             await barrier.cross("release", targets, timeout=limit, observer=self._observer)
         except VfioflowError as error:
@@ -168,7 +184,8 @@ class Comeback(Session):
         )
         for name, how in trouble.items():
             error.add_note(f"device {name}: {how}")
-        await call(self._hooks.start_vcpus, "start_vcpus")
+        if self._entry.pending or self._devices:
+            await call(self._hooks.start_vcpus, "start_vcpus")
         if self._entry.step is Step.BEGUN:
             if note := await self._giving.back(self._devices, "the source came back"):
                 error.add_note(note)
@@ -307,8 +324,8 @@ class Revival(Taker):
             raise
         finally:
             self.report.total_ms = (time.monotonic() - begin) * 1e3
+            self.taking.close()  # first: the rest may be cancelled
             self.report.devices = await _device_reports(self._devices)
-            self.taking.close()
         return self.report
 
     async def _carry_on(self) -> None:

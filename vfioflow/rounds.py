@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from vfioflow import events, precopy
@@ -68,9 +69,15 @@ class Lane:
     def pump(self, budget: int, *, precopy: bool) -> int:
         """See :meth:`OutLane.pump`.  Blocking."""
         assert self.port is not None
+        with self._at_work():
+            return self.stream.pump(self.port, budget, precopy=precopy)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """What takes too long in here counts as standing still."""
         self.busy = True
         try:
-            return self.stream.pump(self.port, budget, precopy=precopy)
+            yield
         finally:
             self.busy = False
 
@@ -78,26 +85,26 @@ class Lane:
         """Say once on the wire that the initial bytes are all sent.  Blocking."""
         if not self.marked:
             self.marked = True
-            self.stream.mark()
+            with self._at_work():
+                self.stream.mark()
+
+    def end(self) -> None:
+        """Say on the wire that the stream has ended.  Blocking."""
+        with self._at_work():
+            self.stream.end()
 
     def ask_info(self) -> None:
         """Ask the device how much pre-copy has to move.  Blocking."""
-        self.busy = True
-        try:
+        with self._at_work():
             info = self.device.precopy_info(self.data_fd)
             self.pending = Pending(self.name, True, info.initial_bytes, info.dirty_bytes)
-        finally:
-            self.busy = False
 
     def ask_size(self) -> None:
         """Ask the device how much stop-copy would move.  Blocking."""
         old = self.pending
-        self.busy = True
-        try:
+        with self._at_work():
             size = self.device.stop_copy_size()
             self.pending = Pending(old.name, old.can_precopy, old.initial, old.dirty, size)
-        finally:
-            self.busy = False
 
     def close(self) -> None:
         """Close the data fd; only when no pump runs."""

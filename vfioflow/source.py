@@ -18,7 +18,7 @@ from vfioflow.errors import (
     HandoverInDoubt,
     IntegrityError,
     NoConvergence,
-    PeerLost,
+    PeerError,
     ProtocolError,
     ResourceError,
     TakenBack,
@@ -46,6 +46,7 @@ from vfioflow.wire.greeting import call as call_peer
 from vfioflow.wire.keys import Keys
 from vfioflow.wire.opening import Preamble, Role, connect
 from vfioflow.wire.security import Security
+from vfioflow.wire.trouble import printable
 
 __all__ = ["Source", "migrate"]
 
@@ -233,7 +234,8 @@ class Source(Giver):
             messages.Accept, messages.Refuse, timeout=2 * policy.stall_timeout, what="its verdict"
         )
         if isinstance(answer, messages.Refuse):
-            raise AdmissionError(answer.reasons)
+            said = answer.reasons.items()
+            raise AdmissionError({printable(name): printable(why) for name, why in said})
         self._load_seconds = answer.load_seconds
         sockets = []
         try:
@@ -337,7 +339,9 @@ class Source(Giver):
             [in_thread(self._drain, lane, name=f"{lane.name}-drain") for lane in self._lanes]
         )
         self._ended = True
+        self._ending = True
         await self._drive([in_thread(self._wire.end, name="end")])
+        self._ending = False
         self._clock.lap("drain")
 
     async def _send_config(self, hook: SaveConfig) -> None:
@@ -361,7 +365,7 @@ class Source(Giver):
         if lane.pump(_WITHOUT_END, precopy=False) == END:
             if lane.can_precopy:
                 lane.mark()
-            lane.stream.end()
+            lane.end()
 
     # --------------------------------------------------------------- hand-over
 
@@ -402,7 +406,7 @@ class Source(Giver):
         self.report.outcome = "completed"
         # Recorded first: a destination that hears goodbye may forget the session.
         if not await self._giving.released():
-            with suppress(PeerLost):
+            with suppress(PeerError):
                 await self._peer.send(messages.Goodbye())
         await self._release()
         self._enter(Phase.DONE)
@@ -477,9 +481,9 @@ class Source(Giver):
         try:
             if not await self._giving.find():
                 return False
-        except VfioflowError as error:
+        except BaseException as error:  # a cancellation too leaves the entry to somebody else
             self._failed(error)
-            await self._close()
+            await finish(self._close())
             raise
         policy, hooks, observer = self._policy, self._hooks, self._observer
         await Comeback(

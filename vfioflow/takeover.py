@@ -49,6 +49,8 @@ class Taking:
         self._policy = policy
         self._give_up = give_up
         self._loaded = entry is not None
+        self.closed = False
+        """Whether the session has ended."""
         loop = asyncio.get_running_loop()
         self._asked: asyncio.Future[Decision] = loop.create_future()
         self._answer: asyncio.Future[messages.Message | None] = loop.create_future()
@@ -180,6 +182,8 @@ class Taking:
 
     def close(self) -> None:
         """The session has ended: the entry is free, and who asks is referred to the journal."""
+        self.closed = True
+        self._give_up = lambda _: None  # it would keep the connection
         self.log.close()
         self._settle(None)
 

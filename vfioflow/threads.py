@@ -51,7 +51,8 @@ class _Workers:
     def __init__(self, count: int) -> None:
         self._all: list[_Worker] = []
         self._idle: list[_Worker] = []
-        self._closed = False
+        self.closed = False
+        """They end: whoever has them by its context only needs others."""
         try:
             for _ in range(count):
                 self.give_back(self._new())
@@ -73,6 +74,7 @@ class _Workers:
 
     def close(self) -> None:
         """They end; one that is busy, when it has done its job."""
+        self.closed = True
         for worker in self._all:
             worker.jobs.put(None)
 
@@ -111,6 +113,8 @@ def in_thread(
     """
     loop = asyncio.get_running_loop()
     workers = _WORKERS.get()
+    if workers is not None and workers.closed:  # a task that a hook started outlives the session
+        workers = None
     future: asyncio.Future[T] = loop.create_future()
     # Whoever waits sees the exception; one that nobody waits for any more is no news.
     future.add_done_callback(lambda done: done.cancelled() or done.exception())

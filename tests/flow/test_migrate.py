@@ -218,7 +218,9 @@ def test_a_destination_that_does_not_match_is_told_on_both_sides(devices):
     for error in (outcome.source_error, outcome.destination_error):
         assert isinstance(error, AdmissionError)
         assert error.reasons == {
-            "net0": "its driver is mlx5_vfio_pci, the destination's is xe_vfio_pci"
+            "net0": "its driver is mlx5_vfio_pci, the destination's is xe_vfio_pci; bind both to"
+            " the same driver; the destination's lacks PRE_COPY; the same driver and firmware on"
+            " both hosts"
         }
     assert outcome.order == []
     assert source[0].state is other[0].state is S.RUNNING
@@ -229,7 +231,8 @@ def test_a_device_that_does_not_run_is_refused(devices):
     source[0].set_state(S.STOP)
     outcome = migrate(source, destination)
     assert outcome.source_error.reasons == {
-        "net0": "it is in STOP; only a RUNNING device can be migrated"
+        "net0": "it is in STOP; only a RUNNING device can be migrated; end what was begun with it,"
+        " or reset it"
     }
     assert source[0].state is S.STOP
 

@@ -10,7 +10,7 @@ from fakes import FakeDevice, Journal
 
 from vfioflow import barrier
 from vfioflow.errors import DeviceError, IllegalTransition
-from vfioflow.events import BarrierPassed, RolledBack, StateChanged
+from vfioflow.events import BarrierEntered, BarrierPassed, RolledBack, StateChanged
 from vfioflow.states import FLAG_SETS, State
 
 P2P = FLAG_SETS[1]
@@ -80,17 +80,43 @@ def test_a_change_that_does_not_return_is_named():
         gate.set()
 
 
+def test_a_device_that_does_not_say_where_it_stands_is_named_and_holds_up_nobody():
+    gate = threading.Event()
+
+    class Silent(FakeDevice):
+        @property
+        def state(self):
+            gate.wait(10)
+            return State.RUNNING
+
+        @state.setter
+        def state(self, _):
+            pass
+
+    async def body():
+        with pytest.raises(DeviceError, match=r"silent: ask for its state: ETIMEDOUT.*not back"):
+            await barrier.cross("stop", [(Silent("silent"), State.STOP)], timeout=0.001)
+
+    try:
+        asyncio.run(body())
+    finally:
+        gate.set()
+
+
 def test_cancelling_waits_for_the_changes(nothing_left):
     gate = threading.Event()
     devices = [FakeDevice("a", gate=gate), FakeDevice("b", gate=gate)]
+    task = None
+
+    def cancel(event):
+        if isinstance(event, BarrierEntered):  # both changes are started before it is noticed
+            task.cancel()
+            gate.set()
 
     async def body():
-        task = asyncio.create_task(
-            barrier.cross("stop", [(d, State.STOP) for d in devices], timeout=10)
-        )
-        await asyncio.sleep(0)  # one turn of the loop, in which both changes are started
-        task.cancel()
-        gate.set()
+        nonlocal task
+        targets = [(d, State.STOP) for d in devices]
+        task = asyncio.create_task(barrier.cross("stop", targets, timeout=10, observer=cancel))
         with pytest.raises(asyncio.CancelledError):
             await task
         return [d.state for d in devices]

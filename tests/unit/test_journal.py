@@ -129,7 +129,7 @@ def test_one_process_at_a_time(journal):
     assert caught.value.errno == errno.EWOULDBLOCK
     story = journal.find("s", "source")
     assert journal.is_held(story)
-    assert journal.claims(["nic0"], "source") == {}
+    assert journal.claims(["nic0"]) == {}
     code = f"""if True:
         from vfioflow import Journal, JournalError
         try:
@@ -141,11 +141,10 @@ def test_one_process_at_a_time(journal):
     assert out.stdout == "held\n"
     entry.close()
     entry.close()
-    assert list(journal.claims(["nic0", "x"], "source")) == ["nic0"]
-    assert journal.claims(["nic0"], "destination") == {}
+    assert list(journal.claims(["nic0", "x"])) == ["nic0"]
     with journal.open("s", "source") as again:
         again.record(Step.BACK)
-    assert journal.claims(["nic0"], "source") == {}
+    assert journal.claims(["nic0"]) == {}
 
 
 # -------------------------------------------------------------- torn and damaged
@@ -361,6 +360,55 @@ def test_one_that_begins_when_nobody_waits_any_more_ends_at_once(journal, monkey
     story = journal.find("s", role)
     assert story.step is last
     assert not journal.is_held(story)
+
+
+def test_what_could_not_be_cut_off_is_written_over(journal, monkeypatch):
+    """The longer record that failed must not show behind the shorter one that takes its place."""
+    entry = journal.begin("s", "source", "", DEVICES)
+
+    def fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fails)
+        patch.setattr(os, "ftruncate", fails)
+        with pytest.raises(JournalError, match="cannot record COMMITTED"):
+            entry.record(Step.COMMITTED, identity="0" * 32)
+    entry.record(Step.BACK, reason="short")
+    entry.close()
+    assert journal.find("s", "source").step is Step.BACK
+
+
+def test_a_step_that_comes_too_late_is_an_error(journal):
+    with journal.begin("s", "source", "", DEVICES) as entry:
+        entry.record(Step.BACK)
+        with pytest.raises(
+            JournalError, match=r"BACK cannot come after BACK \(Protocol error\); see whether"
+        ):
+            entry.record(Step.BACK)
+    assert [record.step for record in journal.find("s", "source").records] == [
+        Step.BEGUN,
+        Step.BACK,
+    ]
+
+
+def test_looking_at_a_lock_keeps_nobody_from_it(journal):
+    journal.begin("s", "source", "", DEVICES).close()
+    story = journal.find("s", "source")
+    stop = threading.Event()
+
+    def look():
+        while not stop.is_set():
+            journal.is_held(story)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(2000):
+            journal.open("s", "source").close()
+    finally:
+        stop.set()
+        thread.join(10)
 
 
 # ---------------------------------------------------------------------- the rest

@@ -127,3 +127,23 @@ def test_a_process_that_was_suspended_has_not_waited():
 
     with asyncio.Runner(loop_factory=Jumping) as runner:
         assert runner.run(body())
+
+
+def test_a_task_that_outlives_the_block_gets_threads_of_its_own():
+    """A hook may have started it; it has the block's context."""
+    go_on = None
+
+    async def later():
+        await go_on.wait()
+        return await in_thread(lambda: 7, name="x")
+
+    async def body():
+        nonlocal go_on
+        go_on = asyncio.Event()
+        with ready(1):
+            task = asyncio.create_task(later())
+            await in_thread(lambda: None, name="x")
+        go_on.set()
+        return await asyncio.wait_for(task, 10)
+
+    assert asyncio.run(body()) == 7

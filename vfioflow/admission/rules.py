@@ -21,6 +21,9 @@ __all__ = ["RULES", "Case", "Rule"]
 _UAPI = "include/uapi/linux/vfio.h"
 _QEMU = "hw/vfio/migration.c (QEMU)"
 
+_MOST_NAMED = 16
+"""Other devices that are named as the reason."""
+
 _BITMAP_REACH = 8 << 40
 """Bytes of guest memory that a type 1 IOMMU's dirty bitmap covers (QEMU 46c7633114)."""
 
@@ -143,14 +146,16 @@ def _state(case: Case) -> Iterator[Finding]:
     f"{_UAPI}: VFIO_MIGRATION_P2P; {_QEMU}: several devices only if all have it",
 )
 def _p2p(case: Case) -> Iterator[Finding]:
+    some = [d.name for d in case.devices[: _MOST_NAMED + 1]]
     for device in case.devices:
-        others = tuple(d.name for d in case.devices if d.name != device.name)
+        others = tuple(name for name in some if name != device.name)[:_MOST_NAMED]
         if others and device.flags & Flags.STOP_COPY and not device.flags & Flags.P2P:
             yield Finding(
                 "p2p",
                 Level.MAY_NOT,
                 (device.name,),
-                f"its driver {device.driver} has no P2P states: {_list(others)} could not be"
+                f"its driver {device.driver} has no P2P states:"
+                f" {_list(others, len(case.devices) - 1)} could not be"
                 " kept from DMA to it while it stops",
                 "migrate it alone, or without it",
                 because=others,
@@ -422,9 +427,10 @@ def _heaviest(case: Case) -> str:
     return f"{moving}, {changes}" if moving else changes
 
 
-def _list(names: tuple[str, ...]) -> str:
-    if len(names) > 3:
-        return f"{', '.join(names[:2])} and {len(names) - 2} others"
+def _list(names: tuple[str, ...], count: int) -> str:
+    """The first of so many, in words."""
+    if count > 3:
+        return f"{', '.join(names[:2])} and {count - 2} others"
     return " and ".join(", ".join(names).rsplit(", ", 1))
 
 

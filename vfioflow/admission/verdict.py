@@ -24,8 +24,8 @@ class Level(enum.IntEnum):
 class Finding:
     """What one rule says, of these devices (none: of the set as a whole).
 
-    ``because``: other devices without which it would not be said.  ``remedy``: what would make it
-    possible, or what has to be seen to.
+    ``because``: other devices, the first sixteen, without any of which it would not be said.
+    ``remedy``: what would make it possible, or what has to be seen to.
     """
 
     rule: str

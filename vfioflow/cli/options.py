@@ -182,6 +182,13 @@ _POLICY: dict[str, _Option] = {
         "What to do when it breaks while the virtual machine stands still: 'go-back' tries only"
         " for what is left of the downtime limit, 'wait' for all of the time above.",
     ),
+    "reconnect_limit": _Option(
+        DURATION,
+        "At the destination: longest time to wait for a connection to come back, whatever the"
+        " source asks for.",
+        "TIME",
+        "300s",
+    ),
     "resolve_timeout": _Option(
         DURATION,
         "Time to ask again, over new connections (to be asked again, at the destination), when"

@@ -47,7 +47,9 @@ log = logging.getLogger("vfioflow")
 )
 @security_options("destination")
 @journal_options
-@policy_options("connect_timeout", "stall_timeout", "resolve_timeout", "stream_factor")
+@policy_options(
+    "connect_timeout", "stall_timeout", "resolve_timeout", "stream_factor", "reconnect_limit"
+)
 @observing_options
 @json_option
 @click.option("--until-eof", is_flag=True, hidden=True)

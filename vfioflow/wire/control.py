@@ -104,13 +104,25 @@ class Control:
         await self._transmit(data)
 
     async def _transmit(self, data: bytes) -> None:
+        """Put bytes on the wire, for as long as the peer is there.  Raises PeerError."""
+        sending = asyncio.create_task(send_all(self._sock, data))
+        waited: set[asyncio.Future[None]] = {sending, self.failure}
         try:
-            await send_all(self._sock, data)
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                self.failure.result()
+            sending.result()
         except PeerLost as error:
+            if self.failure.done():
+                raise
             lost = PeerLost(f"the connection to {self.peer} failed: {error}")
             if not self.resumable:
                 raise lost from None
             self._lose(lost)
+        finally:
+            if not sending.done():
+                sending.cancel()
+                await asyncio.wait({sending})
 
     @overload
     async def expect(self, kind: type[M], /, *, timeout: float | None, what: str) -> M: ...
@@ -188,7 +200,7 @@ class Control:
 
     async def _live(self) -> None:
         """Give signs of life."""
-        with suppress(PeerLost):  # the reader finds that too, and why
+        with suppress(PeerError):  # the reader finds that too, and why
             while True:
                 await asyncio.sleep(_EVERY)
                 if not self.lost.is_set() and not self._sending.locked():
