@@ -196,6 +196,15 @@ class Report(msgspec.Struct, kw_only=True):
         """The report that :meth:`to_json` wrote.  Raises msgspec.ValidationError."""
         return msgspec.json.decode(text, type=cls)
 
+    @staticmethod
+    def destination_in(text: str | bytes) -> Report | None:
+        """The destination's report that ``demo --json`` puts into the source's; None: there is none."""
+        return msgspec.json.decode(text, type=_Both).destination
+
+
+class _Both(msgspec.Struct):
+    destination: Report | None = None
+
 
 class Clock:
     """Laps of the downtime, in milliseconds, that add up to the whole."""

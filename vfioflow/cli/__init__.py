@@ -14,7 +14,7 @@ from vfioflow.errors import VfioflowError
 
 __all__ = ["cli", "main"]
 
-_COMMANDS = ("demo", "probe", "plan", "send", "receive", "resolve", "key", "completion")
+_COMMANDS = ("demo", "probe", "plan", "send", "receive", "report", "resolve", "key", "completion")
 
 _EPILOG = """\
 \b
