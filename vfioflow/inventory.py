@@ -64,7 +64,8 @@ def _of_host(host: HostDevice) -> Facts:
         return nothing
     try:
         with closing(KernelDevice.open(str(host.path))) as device:
-            return facts_of(device.info, state=str(device.state), size=_size(device))
+            facts = facts_of(device.info, state=str(device.state), size=_size(device))
+            return replace(facts, iommufd=bool(host.cdev))
     except VfioflowError as error:
         return replace(nothing, why_not=str(error).removeprefix(f"device {host.name}: "))
 

@@ -275,6 +275,7 @@ def test_the_inventory_of_a_host(mdev):
     facts = mine()
     assert (facts.driver, facts.flags, facts.state) == ("mtty", ALL, "RUNNING")
     assert facts.why_not == ""
+    assert facts.iommufd is Path("/dev/vfio/devices").exists()
     assert facts.stop_copy_bytes
     with closing(KernelDevice.open(name)):
         assert "somebody else has it open" in mine().why_not

@@ -26,6 +26,7 @@ class Facts:
     arcs, keyed ``"RESUMING->STOP"``.  ``late_load``: it loads, and checks, only in RESUMING -> STOP.
     ``version``, ``firmware``, ``model``: of its driver, of itself, and what it is (vendor and device
     id, or type of a mediated device).  ``why_not``: what keeps it from being used at all.
+    ``iommufd``: whether it can be opened through one, else by its group; None: it is no device of this host.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Facts:
     firmware: str = ""
     model: str = ""
     state: str = "RUNNING"
+    iommufd: bool | None = None
     why_not: str = ""
 
 

@@ -70,9 +70,11 @@ def _notes(device: Facts) -> Sequence[str]:
     from vfioflow.devices.quirks import quirks_of
 
     quirks = quirks_of(device.driver)
-    if not quirks.names:
-        return ()
     notes = []
+    if device.iommufd is not None:
+        notes.append("opened through an iommufd" if device.iommufd else "opened by its group")
+    if not quirks.names:
+        return notes
     if quirks.load_in == "stop":
         notes.append("loads in RESUMING -> STOP")
     notes += [f"{arc.replace('->', ' -> ')} is slow" for arc in quirks.slow_arcs]

@@ -198,6 +198,7 @@ def facts_as_dict(device: Facts) -> dict[str, Any]:
         "driver_version": device.version,
         "firmware": device.firmware,
         "model": device.model,
+        "iommufd": device.iommufd,
         "why_not": device.why_not,
     }
 
