@@ -14,7 +14,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from vfioflow.devices.base import Device
@@ -225,7 +224,7 @@ async def _all(
     observer: Observer | None,
 ) -> None:
     futures = {
-        device: in_thread(action, device, name=f"{device.name}-back", or_here=True)
+        device: in_thread(_act, action, device, name=f"{device.name}-back", or_here=True)
         for device in devices
         if device.name not in trouble
     }
@@ -237,13 +236,20 @@ async def _all(
         elif error := future.exception():
             how = trouble[device.name] = str(error)
         else:
-            how = future.result()
-            with suppress(VfioflowError, OSError):
-                state = device.state
+            how, state = future.result()
             if how.startswith("reset after"):
                 trouble[device.name] = how
         if how:
             emit(observer, RolledBack(device.name, state, how))
+
+
+def _act(action: Callable[[Device], str], device: Device) -> tuple[str, State | None]:
+    """What had to be done, and where the device stands then, if it says so."""
+    how = action(device)
+    try:
+        return how, device.state
+    except (VfioflowError, OSError):
+        return how, None
 
 
 def _to_quiet(device: Device) -> str:
