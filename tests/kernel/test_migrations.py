@@ -152,8 +152,23 @@ def test_wire_cut_in_stop_copy(pair, destination):
     assert_usable(devices, expected, destination)
 
 
-def test_wrong_type(pair, destination):
+def test_a_wrong_type_is_refused_beforehand(pair, destination):
     devices, expected = pair
+    there = destination({"a": "mtty-2", "b": "mtty-1"})
+    words = "b: it is a mtty-2, the destination's is a mtty-1"
+    with pytest.raises(vfioflow.AdmissionError, match=words):
+        asyncio.run(vfioflow.migrate(devices, there.address, policy=SOON))
+    result = there.result()
+    assert result["error"].startswith("AdmissionError: ")
+    assert result["states"] == ["RUNNING", "RUNNING"]
+    assert_usable(devices, expected, destination)
+
+
+def test_a_wrong_type_that_nobody_knows_is_found_by_the_driver(pair, destination):
+    """As with fds that were handed over, which do not tell it."""
+    devices, expected = pair
+    for device in devices:
+        device._host = None
     there = destination({"a": "mtty-2", "b": "mtty-1"})
     with pytest.raises(PeerError, match="device b"):
         asyncio.run(vfioflow.migrate(devices, there.address, policy=SOON))
