@@ -76,6 +76,7 @@ lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extens
 bench: $(STAMP)-bench $(STAMP)-runtime  ## benchmarks, then the comparisons with other programs, into bench/results: 25 minutes
 	@.ci/bench-packages
 	@$(BIN)/python -m pytest bench --benchmark-only
+	@$(BIN)/python bench/observing.py
 	@$(BIN)/python bench/compare.py raw --gib 1 --rounds 3 --json bench/results/raw.json --plot bench/results/raw.svg
 	@$(BIN)/python bench/compare.py compressed --gib 2 --rounds 2 --json bench/results/compressed.json --plot bench/results/compressed.svg
 	@$(BIN)/python bench/compare.py scale --gib 32 --rounds 2 --json bench/results/scale.json --plot bench/results/scale.svg
