@@ -13,8 +13,10 @@ class DataPort(Port):
 
     def __init__(self, fd: int, line: Line, piece: int, most: int, precopy: bool) -> None: ...
     def progress(self) -> tuple[int, int, tuple[int, float], tuple[int, float]]:
-        """Of reading: bytes so far; how many times nothing was left; of the time since the last of
-        these, and of the time before it back to the last but one: bytes and seconds.
+        """How far reading is.
+
+        Bytes so far; how many times nothing was left; of the time since the last of these, and of the
+        time before it back to the last but one: bytes and seconds.
         """
 
     def stop_copy(self, timeout: float) -> None:

@@ -237,8 +237,10 @@ cdef class DataPort(Port):
         return self.owner.reason
 
     def progress(self):
-        """Of reading: bytes so far; how many times nothing was left; of the time since the last of these, and of
-        the time before it back to the last but one: bytes and seconds.
+        """How far reading is.
+
+        Bytes so far; how many times nothing was left; of the time since the last of these, and of the time
+        before it back to the last but one: bytes and seconds.
         """
         cdef stream_t *s = &self.stream
         return (s.total, s.passes, (s.total - s.pass_total, (now_ns() - s.pass_ns) / 1e9),

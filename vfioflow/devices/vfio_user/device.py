@@ -18,7 +18,7 @@ from vfioflow.devices.vfio_user.client import Client
 from vfioflow.devices.vfio_user.estimate import pending
 from vfioflow.devices.vfio_user.protocol import Command, Feature, Method
 from vfioflow.errors import ConfigError, DeviceError
-from vfioflow.states import SAVING, Flags, State, opens_data_fd, path
+from vfioflow.states import SAVING, State, opens_data_fd, path
 
 __all__ = ["Settings", "VfioUserDevice"]
 
@@ -285,15 +285,13 @@ class VfioUserDevice:
 
     def _leave_session(self, start: State, state: State, action: str) -> None:
         """What was asked for of a stream that goes on must come first; else nobody wants it."""
-        if self._port is None:
-            return
-        if start is State.PRE_COPY and state is State.STOP_COPY:
+        if self._port is not None and (start, state) == (State.PRE_COPY, State.STOP_COPY):
             try:
                 self._port.stop_copy(self._settings.timeout)
             except OSError as error:
                 code = error.errno or errno.EIO
                 raise DeviceError(self._name, action, code, self._port.advice) from error
-        elif state not in SAVING or start not in SAVING:
+        else:
             self._end_session()
 
     def _end_session(self) -> None:
@@ -350,21 +348,23 @@ class VfioUserDevice:
     def reset(self) -> None:
         """Reset the device: RUNNING, empty, any session gone.
 
-        A server may refuse that in STOP and STOP_COPY.  There it is reset in RESUMING, so that it
-        never runs with what it held.
+        A server may refuse that in STOP and STOP_COPY, and is asked in another state then: in
+        RUNNING, or where it may hold another device's state in RESUMING, so that it never runs
+        with that.
         """
-        start = self.state
+        start = self.state if self._flags else None
         client = self.client
+        own = self._last is not None and not self._loaded
         self._end_session()
-        self._loaded = False
         try:
             self._reset(client)
-        except DeviceError as refused:
+        except DeviceError:
             if client.broken or start not in _STOPPED:
                 raise
-            log.debug("%s; in RESUMING then", refused)
-            client.set_state(f"{start} -> RESUMING, for a reset", State.RESUMING)
+            detour = State.RUNNING if own else State.RESUMING
+            client.set_state(f"{start} -> {detour}, for a reset", detour)
             self._reset(client)
+        self._loaded = False
         self._last = client.state() if self._flags else None
         if self._last not in (None, State.RUNNING):
             # Newer servers leave the state to whoever resets.

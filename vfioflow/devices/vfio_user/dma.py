@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -83,7 +84,7 @@ class VfioUserLog:
         """The range, cut where mapped regions begin, as far as they are known."""
         end = iova + length
         cuts = [iova, *sorted(at for at in self._device.maps if iova < at < end), end]
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in itertools.pairwise(cuts):
             yield start, min(stop - start, self._device.maps.get(start, stop - start))
 
     def _report(self, client: Client, iova: int, length: int) -> bytes:
