@@ -1,6 +1,7 @@
 """A vfio-user server with one device, written after the specification; it misbehaves on demand.
 
-In a thread of a test (`Server(path).start()`), or as a process: ``python server.py SOCKET [OPTIONS AS JSON]``.
+In a thread of a test (`Server(path).start()`), or as a process: ``python server.py SOCKET [OPTIONS]``, these
+as JSON.
 The process says "ready" on its output, then takes one JSON list a line, ``["digest"]`` or ``["attribute",
 VALUE]``, and answers each with one line.  It shares no code with the client.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -101,7 +103,7 @@ class Device:
             way = queue.popleft()
             for nxt in sorted(b for a, b in arcs if a == way[-1]):
                 if nxt == end:
-                    return list(zip(way, [*way[1:], end]))
+                    return list(itertools.pairwise([*way, end]))
                 if nxt not in seen and nxt not in SAVING:
                     seen.add(nxt)
                     queue.append([*way, nxt])
@@ -306,7 +308,7 @@ class Server:
         head, fds, _, _ = socket.recv_fds(self.client, HEADER.size, 8)
         if len(head) < HEADER.size:
             raise Left
-        number, command, size, flags, _ = HEADER.unpack(head)
+        number, command, size, _, _ = HEADER.unpack(head)
         if size < HEADER.size or size > (1 << 20) + 4096:
             return self.reply(number, command, code=errno.EINVAL)
         # One recv, as libvfio-user: a body in pieces is taken for one that is too short.
@@ -326,7 +328,9 @@ class Server:
         except Refused as refused:
             self.reply(number, command, [memoryview(refused.payload)], code=refused.code)
 
-    def reply(self, number: int, command: int, parts: list = (), *, code: int | None = None) -> None:
+    def reply(
+        self, number: int, command: int, parts: list = (), *, code: int | None = None
+    ) -> None:
         size = HEADER.size + sum(map(len, parts))
         flags = REPLY if code is None else ERROR
         self.send([HEADER.pack(number, command, size, flags, code or 0), *parts])
@@ -365,7 +369,9 @@ class Server:
             return self.reply(number, command, code=refused.code)
         if how in ("command", "quiet command"):
             return self.reply(number, command, parts)
-        whole = b"".join([HEADER.pack(number, command, 16 + sum(map(len, parts)), REPLY, 0), *parts])
+        whole = b"".join(
+            [HEADER.pack(number, command, 16 + sum(map(len, parts)), REPLY, 0), *parts]
+        )
         if how == "swap":  # the reply to the next one comes first
             self.until(self.client)
             self.late = whole
@@ -443,9 +449,11 @@ class Server:
         return []
 
     def feature(self, body: memoryview) -> list:
-        argsz, flags = struct.unpack_from("=II", body)
+        _, flags = struct.unpack_from("=II", body)
         number, data = flags & 0xFFFF, body[8:]
-        can = {1: GET, 2: GET | SET, 6: SET, 7: SET, 8: GET} | ({9: GET} if self.size_feature else {})
+        can = {1: GET, 2: GET | SET, 6: SET, 7: SET, 8: GET} | (
+            {9: GET} if self.size_feature else {}
+        )
         wanted = flags & (GET | SET)
         if number not in can or wanted & ~can[number] or not wanted or not self.device.flags:
             raise Refused(errno.EINVAL)
@@ -536,7 +544,9 @@ class Server:
             return None
         if values:
             return setattr(self.device, name, *values)
-        found = getattr(self.device, name, None) if hasattr(self.device, name) else getattr(self, name)
+        found = (
+            getattr(self.device, name, None) if hasattr(self.device, name) else getattr(self, name)
+        )
         return found() if callable(found) else found
 
 

@@ -49,7 +49,7 @@ class Settings:
     write_size: int = 32 * _KIB - _MESSAGE_HEAD
 
     def __post_init__(self) -> None:
-        if not self.timeout > 0:
+        if not 0 < self.timeout < float("inf"):
             raise ConfigError(f"timeout = {self.timeout!r}: must be above 0 seconds")
         if not 0 < self.in_flight <= _MOST_IN_FLIGHT:
             raise ConfigError(f"in_flight = {self.in_flight}: must be from 1 to {_MOST_IN_FLIGHT}")
