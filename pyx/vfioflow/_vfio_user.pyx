@@ -21,6 +21,7 @@ from errnos cimport (
     ENOMEM,
     ENOMSG,
     EOPNOTSUPP,
+    EPIPE,
     EPROTO,
     ETIMEDOUT,
     errno,
@@ -115,7 +116,7 @@ cdef ssize_t receive(line_t *line, void *into, size_t want) noexcept nogil:
         n = recv(line.fd, into, want, MSG_DONTWAIT)
         if n > 0:
             return n
-        if n == 0:
+        if n == 0 or errno == ECONNRESET:
             if line.phase == IN_HEADER and line.got == 0:
                 lose(line, ECONNRESET, "the server closed the connection", 0, 0)
             else:
@@ -393,8 +394,11 @@ cdef ssize_t send_some(line_t *line, const msghdr *message) noexcept nogil:
             return n
         if errno == EAGAIN:
             return -EAGAIN
-        if errno != EINTR:
+        if errno == EPIPE or errno == ECONNRESET:
+            lose(line, ECONNRESET, "the server closed the connection", 0, 0)
+        elif errno != EINTR:
             lose(line, errno, "the server takes no more", 0, 0)
+        if line.broken:
             return -line.broken
 
 

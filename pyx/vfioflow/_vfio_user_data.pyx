@@ -142,7 +142,10 @@ cdef void await_data(stream_t *stream) noexcept nogil:
     while True:
         status = ask_for_more(stream)
         take_in(line, stream)
-        if stream.room == 0 or stream.at_end or line.broken or stream.dead:
+        if stream.room == 0:
+            ask_for_more(stream)        # the server goes on while the caller does something with it
+            return
+        if stream.at_end or line.broken or stream.dead:
             return
         if stream.error and stream.in_flight == 0:
             return

@@ -66,6 +66,7 @@ class Device:
 
     def __post_init__(self) -> None:
         self.content = bytearray(hashlib.shake_256(str(self.seed).encode()).digest(self.size))
+        self.initial = min(self.initial, self.size)
         self.state = RUNNING
         self.queue: deque[memoryview] = deque()
         self.dirty: set[int] = set()
@@ -138,6 +139,8 @@ class Device:
 
     def reset(self) -> None:
         self.queue.clear()
+        if self.state == ERROR_STATE:
+            self.state = RUNNING
         self.start_load()
         self.whole = True  # nothing of a load is left that could be wrong
         self.content = bytearray(self.size)
@@ -170,7 +173,7 @@ class Device:
         self.dirty.clear()
         if empty and self.left:
             self.left -= 1
-            for number in range(self.dirties):
+            for number in range(min(self.dirties, -(-self.size // BLOCK))):
                 at = number * BLOCK
                 self.content[at] = (self.content[at] + 1) % 256
                 self.dirty.add(at)
@@ -246,9 +249,8 @@ class Server:
         self.faults = [Fault(*fault) for fault in faults]
         self.log: list[int] = []
         self.short_bodies = 0
+        self.hit = threading.Event()
         self.clients = 0
-        self.most_waiting = 0
-        self.answered: list[tuple[int, int, int]] = []
         self.maps: dict[int, tuple[int, mmap.mmap]] = {}
         self.logging: tuple[int, set[int]] | None = None
         self.held: list[bytes] = []
@@ -349,6 +351,7 @@ class Server:
 
     def misbehave(self, fault: Fault, number: int, command: int, body: memoryview) -> None:
         how, value = fault.how, fault.value
+        self.hit.set()
         if how == "error":
             return self.reply(number, command, [b"payload!"], code=value)
         if how == "bare error":
@@ -403,7 +406,7 @@ class Server:
     def do(self, command: int, body: memoryview, fds: list[int]) -> list:
         try:
             state = self.device.state
-            least = {STOP: (9, 10, 16), STOP_COPY: (16, 17)}
+            least = {STOP: (1, 9, 10, 16), STOP_COPY: (1, 16, 17)}
             if self.strict and command not in least.get(state, (command,)):
                 raise Refused(errno.EINVAL)
             work = {

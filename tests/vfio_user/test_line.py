@@ -150,9 +150,9 @@ def test_a_server_that_is_gone(pair, background, sent, reason):
 def test_a_server_that_was_gone_before(pair):
     line, far = pair
     far.sock.close()
-    with pytest.raises(OSError, match=r"takes no more|closed"):
+    with pytest.raises(OSError, match="closed the connection"):
         line.request(16, b"", 64, -1.0)
-    assert line.broken in (errno.EPIPE, errno.ECONNRESET)
+    assert line.broken == errno.ECONNRESET
 
 
 def test_a_late_reply_is_thrown_away(pair, background):

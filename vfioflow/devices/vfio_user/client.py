@@ -49,6 +49,8 @@ class Client:
     @classmethod
     def connect(cls, path: str, *, name: str, timeout: float, transfer: int) -> Self:
         """To the server that listens at ``path``."""
+        if "\0" in path:
+            raise ConfigError(f"socket = {path!r}: a path has no null character")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(timeout)
@@ -65,9 +67,6 @@ class Client:
                 errno.ETIMEDOUT: "its server has another client, or hangs",
             }.get(code, "")
             raise DeviceError(name, f"connect to {path}", code, advice) from error
-        except ValueError as error:
-            sock.close()
-            raise ConfigError(f"socket = {path!r}: {error}") from error
         return cls(sock, name=name, where=path, timeout=timeout, transfer=transfer)
 
     def _negotiate(self, transfer: int) -> None:
