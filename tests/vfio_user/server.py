@@ -75,6 +75,9 @@ class Device:
         self.start_load()
         self.arcs: list[str] = []
 
+    def content_of_zeros(self) -> None:
+        self.content = bytearray(self.size)
+
     def digest(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
@@ -310,7 +313,10 @@ class Server:
         head, fds, _, _ = socket.recv_fds(self.client, HEADER.size, 8)
         if len(head) < HEADER.size:
             raise Left
-        number, command, size, _, _ = HEADER.unpack(head)
+        number, command, size, flags, _ = HEADER.unpack(head)
+        if flags & 0xF == REPLY:
+            self.client.recv(size - HEADER.size)
+            return None
         if size < HEADER.size or size > (1 << 20) + 4096:
             return self.reply(number, command, code=errno.EINVAL)
         # One recv, as libvfio-user: a body in pieces is taken for one that is too short.
@@ -358,6 +364,8 @@ class Server:
             return self.reply(number, command, code=value)
         if how == "close":
             raise Left
+        if how == "exit":
+            os._exit(1)
         if how == "hang":  # until the client has left
             while self.until(self.client) and self.client.recv(1 << 16):
                 pass
