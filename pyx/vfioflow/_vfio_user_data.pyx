@@ -110,11 +110,11 @@ cdef ssize_t data_read(port_t *port, void *buffer, size_t size) noexcept nogil:
         await_data(stream)
         n = stream.got
         stream.into, stream.room, stream.got = NULL, 0, 0
-        if n == 0:
+        if n == 0 and stream.at_end:
+            nothing_left(stream)
+        elif n == 0:
             n = over(stream)
-            if n == 0 and stream.at_end:
-                nothing_left(stream)
-            elif n == 0:
+            if n == 0:
                 n = -EAGAIN
     if n > 0:
         stream.total += n
