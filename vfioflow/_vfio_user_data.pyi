@@ -28,8 +28,8 @@ class DataPort(Port):
     def end(self) -> None:
         """The session is over: what was asked for is thrown away when it comes."""
 
-    def read(self, size: int) -> bytes:
-        """One read as a pump does it, for callers in Python: bytes.  Raises OSError."""
+    def readinto(self, buffer: Buffer) -> int:
+        """One read as a pump does it, for callers in Python: the bytes read.  Raises OSError."""
 
     def write(self, data: Buffer) -> int:
         """One write as a pump does it, for callers in Python: the bytes taken.  Raises OSError."""

@@ -15,17 +15,16 @@ from sockets cimport iovec
 
 from vfioflow._fdio cimport PAGES_NEVER, port_t
 from vfioflow._status cimport raise_status
-from vfioflow._vfio_user cimport (
+from vfioflow._vfio_user cimport Line, pass_time
+from vfioflow._vfio_user_wire cimport (
     DATA_HEAD,
     MIG_DATA_READ,
     MIG_DATA_WRITE,
     SLOTS,
-    Line,
     enter,
     forget_stream,
     leave,
     line_t,
-    pass_time,
     post,
     slot_t,
     stream_t,
@@ -269,18 +268,16 @@ cdef class DataPort(Port):
         forget_stream(self.stream.line, &self.stream)
         leave(self.stream.line)
 
-    def read(self, int size):
-        """One read as a pump does it, for callers in Python: bytes.  Raises OSError."""
-        out = bytearray(size)
-        cdef unsigned char[::1] view = out
+    def readinto(self, unsigned char[::1] buffer not None):
+        """One read as a pump does it, for callers in Python: the bytes read.  Raises OSError."""
         cdef ssize_t n
-        if self.c.closed or size <= 0:
+        if self.c.closed or buffer.shape[0] == 0:
             raise_status(-EINVAL)
         with nogil:
-            n = data_read(&self.c, &view[0], size)
+            n = data_read(&self.c, &buffer[0], buffer.shape[0])
         if n < 0:
             raise_status(<int> n)
-        return bytes(out[:n])
+        return n
 
     def write(self, const unsigned char[::1] data not None):
         """One write as a pump does it, for callers in Python: the bytes taken.  Raises OSError."""

@@ -92,10 +92,10 @@ def stream(data: bytes) -> None:
 
 
 def _read(port: DataPort) -> tuple[bytes, int]:
-    got = bytearray()
+    got, buffer = bytearray(), bytearray(1 << 12)
     try:
-        while part := port.read(1 << 12):
-            got += part
+        while size := port.readinto(buffer):
+            got += buffer[:size]
     except OSError as error:
         reason(error)
         return bytes(got), error.errno or 0

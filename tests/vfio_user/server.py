@@ -20,6 +20,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -245,11 +246,13 @@ class Server:
         keeps: bool = True,
         version: list | None = None,
         faults: tuple | list = (),
+        delay: float = 0.0,
     ) -> None:
         self.device = Device(**(device or {}))
         self.padded, self.limit, self.size_feature = padded, limit, size_feature
         self.strict, self.keeps, self.version = strict, keeps, version
         self.faults = [Fault(*fault) for fault in faults]
+        self.delay = delay
         self.log: list[int] = []
         self.short_bodies = 0
         self.hit = threading.Event()
@@ -534,6 +537,8 @@ class Server:
         _, size = struct.unpack_from("=II", body)
         if size > min(self.theirs, self.limit):
             raise Refused(errno.EINVAL)
+        if self.delay:
+            time.sleep(self.delay)  # a device that is slow to save, for the benchmark
         parts = self.device.read(size)
         n = sum(map(len, parts))
         padding = [bytes(size - n)] if self.padded and n < size else []

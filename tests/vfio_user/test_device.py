@@ -27,15 +27,15 @@ def walk(device: VfioUserDevice, *states: State) -> None:
 
 
 def drain(device: VfioUserDevice, port) -> bytes:
-    found = b""
+    found, buffer = b"", bytearray(1 << 20)
     while True:
         try:
-            part = port.read(1 << 20)
+            size = port.readinto(buffer)
         except BlockingIOError:
             continue
-        if not part:
+        if not size:
             return found
-        found += part
+        found += buffer[:size]
 
 
 def save(device: VfioUserDevice) -> bytes:
