@@ -89,7 +89,7 @@ def connect(stack):
 
     def device(server, *, timeout: float = 30.0, **options) -> VfioUserDevice:
         how = {key: options.pop(key) for key in ("name", "driver", "outlives") if key in options}
-        settings = Settings(timeout=timeout, **options)
+        settings = Settings(timeout=timeout, **{"read_size": 256 * 1024, **options})
         made = VfioUserDevice.connect(str(server.path), settings=settings, **how)
         stack.callback(made.close)
         return made

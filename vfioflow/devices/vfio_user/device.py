@@ -45,7 +45,7 @@ class Settings:
 
     timeout: float = 5.0
     in_flight: int = 4
-    read_size: int = 256 * _KIB
+    read_size: int = 1024 * _KIB
     write_size: int = 32 * _KIB - _MESSAGE_HEAD
 
     def __post_init__(self) -> None:
@@ -336,7 +336,7 @@ class VfioUserDevice:
         port = self._port
         if port is None or self._last is not State.PRE_COPY:
             raise DeviceError(self._name, "precopy_info", errno.EINVAL, "it is not in PRE_COPY")
-        return pending(port.progress(), self._settings.read_size * self._settings.in_flight)
+        return pending(port.progress(), self._settings.read_size)
 
     def stop_copy_size(self) -> int | None:
         """What STOP_COPY would hand out now (bytes), for the servers that tell; None for the others."""
