@@ -10,7 +10,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from errnos cimport EAGAIN, EINVAL, ENODEV, ETIMEDOUT
-from poll cimport POLLIN, POLLOUT
+from poll cimport POLLOUT
 from sockets cimport iovec
 
 from vfioflow._fdio cimport PAGES_NEVER, port_t

@@ -97,8 +97,10 @@ cdef void leave(line_t *line) noexcept nogil
 cdef void lose(line_t *line, int code, const char *why, uint64_t was, uint64_t expected) noexcept nogil
 # Take in what has arrived; `reader`: the stream whose thread this is, which leaves what it has no room for
 cdef void take_in(line_t *line, const stream_t *reader) noexcept nogil
-# Ask: 0; -EAGAIN: the socket is full; -EBUSY: another thread must go first; -errno.  Waits only for the rest of
-# a message.  parts[0] is for the header.
-cdef int post(line_t *line, slot_t *slot, iovec *parts, int count, const int *fds, int fd_count) noexcept nogil
+# Ask: 0; -EAGAIN: the socket is full; -EBUSY: another thread must go first; -errno.  Waits only for the
+# rest of a message.  parts[0] is for the header.
+cdef int post(
+    line_t *line, slot_t *slot, iovec *parts, int count, const int *fds, int fd_count
+) noexcept nogil
 cdef void forget_call(line_t *line, const call_t *call) noexcept nogil
 cdef void forget_stream(line_t *line, stream_t *stream) noexcept nogil
