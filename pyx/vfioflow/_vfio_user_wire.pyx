@@ -1,7 +1,8 @@
 """What goes over a connection to a vfio-user server: requests out, replies in, one ring of what is due.
 
-The server answers in the order in which it was asked, so replies are matched with a ring, and ids and commands
-must agree.  A message that cannot be ends the connection: what comes behind it cannot be understood either.
+The server answers in the order in which it was asked, so replies are matched with a ring, and ids and
+commands must agree. A message that cannot be ends the connection: what comes behind it cannot be understood
+either.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -294,7 +295,7 @@ cdef void was_written(stream_t *stream, size_t size, int error) noexcept nogil:
 
 
 cdef void refuse(line_t *line, const header_t *head) noexcept nogil:
-    """A command of the server's.  No memory is shared by messages here, so there is nothing that it may ask."""
+    """A command of the server's.  No memory is shared by messages here, so it may ask for nothing."""
     cdef header_t answer
     cdef iovec part
     cdef msghdr message
@@ -319,7 +320,9 @@ cdef void refuse(line_t *line, const header_t *head) noexcept nogil:
 # --------------------------------------------------------------------- sending
 
 
-cdef int post(line_t *line, slot_t *slot, iovec *parts, int count, const int *fds, int fd_count) noexcept nogil:
+cdef int post(
+    line_t *line, slot_t *slot, iovec *parts, int count, const int *fds, int fd_count
+) noexcept nogil:
     cdef header_t head
     cdef msghdr message
     cdef uint8_t control[256]
