@@ -14,7 +14,7 @@ STAMP := $(VENV)/.stamp
 PIP   := $(BIN)/pip --disable-pip-version-check
 
 # What `make test-asan` runs: the tests that reach the extensions without leaving the process.
-ASAN_TESTS := tests/native tests/fuzz tests/flow/test_migrate.py tests/flow/test_wire.py \
+ASAN_TESTS := tests/native tests/fuzz tests/vfio_user tests/flow/test_migrate.py tests/flow/test_wire.py \
 	tests/flow/test_faults.py tests/flow/test_reconnect.py
 
 comma := ,

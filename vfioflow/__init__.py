@@ -16,6 +16,7 @@ from vfioflow.devices.dirty import DirtyLog
 from vfioflow.devices.host import HostDevice, discover
 from vfioflow.devices.kernel import KernelDevice
 from vfioflow.devices.sim import Fabric, Fault, SimDevice
+from vfioflow.devices.vfio_user import VfioUserDevice
 from vfioflow.errors import (
     AdmissionError,
     AuthenticationError,
@@ -82,6 +83,7 @@ __all__ = [
     "StallError",
     "State",
     "TakenBack",
+    "VfioUserDevice",
     "VfioflowError",
     "discover",
     "get_include",

@@ -9,6 +9,10 @@ class Port:
     def takes_pages(self) -> bool:
         """Whether splice is the fastest way into it."""
 
+    @property
+    def advice(self) -> str:
+        """What to say besides the errno when a read or write failed; "" where that says it all."""
+
     def close(self) -> None:
         """Close the data fd.  Safe to call twice; never call it while a pump runs on the port."""
 

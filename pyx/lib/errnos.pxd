@@ -3,6 +3,7 @@ cdef extern from "<errno.h>" nogil:
     int errno
     const int EAGAIN
     const int EBADMSG
+    const int EBUSY
     const int ECANCELED
     const int ECONNRESET
     const int EFAULT
@@ -15,6 +16,7 @@ cdef extern from "<errno.h>" nogil:
     const int ENOMEM
     const int ENOMSG
     const int ENOTTY
+    const int EOPNOTSUPP
     const int EPIPE
     const int EPROTO
     const int ETIMEDOUT

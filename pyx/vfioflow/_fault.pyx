@@ -17,11 +17,12 @@ cdef int fail(fault_t *fault, where_t where, int status, int lane, uint64_t offs
     return status
 
 
-cdef object raise_fault(fault_t *fault, object name, object action):
+cdef object raise_fault(fault_t *fault, object name, object action, object port=None):
     """The one place where a pump's failure becomes an exception."""
     at = f"device {name} at byte {fault.offset} of its stream"
     if fault.where == AT_DEVICE:
-        raise DeviceError(name, f"{action} at byte {fault.offset} of its stream", -fault.status)
+        advice = "" if port is None else port.advice
+        raise DeviceError(name, f"{action} at byte {fault.offset} of its stream", -fault.status, advice)
     if fault.where == AT_DIGEST:
         raise IntegrityError(f"{at}: the digest does not agree with the bytes that arrived")
     if fault.where == AT_ZSTD:

@@ -116,6 +116,11 @@ cdef class Port:
         """Whether splice may be the fastest way into it."""
         return self.c.pages & PAGES_IN != 0
 
+    @property
+    def advice(self):
+        """What to say besides the errno when a read or write failed; "" where that says it all."""
+        return ""
+
     def close(self):
         """Close the data fd.  Safe to call twice; never call it while a pump runs on the port."""
         if not self.c.closed:

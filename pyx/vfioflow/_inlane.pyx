@@ -156,13 +156,16 @@ cdef class Receiver:
         cdef fault_t fault
         cdef int status
         cdef Decompressor decompressor = Decompressor()
+        cdef InLane lane
         with nogil:
             status = self.run(&channel.c, decompressor, &fault)
         if status < 0 and self.cancel.flag:
             return False
         if status < 0:
-            name = (<InLane> self.owners[fault.lane]).name if fault.lane >= 0 else ""
-            raise_fault(&fault, name, "loading its state")
+            if fault.lane >= 0:
+                lane = <InLane> self.owners[fault.lane]
+                raise_fault(&fault, lane.name, "loading its state", lane.port)
+            raise_fault(&fault, "", "loading its state")
         return not self.cancel.flag
 
     cdef int run(self, channel_t *channel, Decompressor decompressor, fault_t *fault) noexcept nogil:

@@ -151,7 +151,7 @@ cdef class OutLane:
         if status < 0 and self.cancel.flag:
             return CANCELLED
         if status < 0:
-            raise_fault(&fault, self.name, "reading its state")
+            raise_fault(&fault, self.name, "reading its state", port)
         return status
 
     def mark(self):

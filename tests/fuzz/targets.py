@@ -23,12 +23,14 @@ import msgspec
 import sessions
 import sources
 import streams
+import vfio_user
 from inputs import MOST, fed, reason, shown
 
 from vfioflow.cli.options import BANDWIDTH, DURATION, SIZE
 from vfioflow.devices import config, host
 from vfioflow.devices.profile import parse_arc
 from vfioflow.devices.sizes import parse_size
+from vfioflow.devices.vfio_user import VfioUserDevice
 from vfioflow.errors import (
     AuthenticationError,
     ConfigError,
@@ -191,11 +193,17 @@ def devices_file(data: bytes) -> None:
         host.find(device, sys="/nowhere", dev="/nowhere")  # never this host's own
         raise AssertionError("there are no devices in an empty sysfs")
 
+    def connect(path: str, **options: object) -> object:
+        raise ConfigError(f"{path}: nobody is asked")
+
     fd = os.memfd_create("devices")
     path = f"/proc/self/fd/{fd}"
     try:
         os.write(fd, data)
-        with mock.patch.object(config.KernelDevice, "open", open_kernel):
+        with (
+            mock.patch.object(config.KernelDevice, "open", open_kernel),
+            mock.patch.object(VfioUserDevice, "connect", connect),
+        ):
             devices = config.load_devices(path)
     except ConfigError as error:
         said = reason(error)
@@ -323,6 +331,8 @@ def _files() -> Iterable[bytes]:
     return [
         demo.read_bytes(),
         b'[[device]]\nname = "a"\nkind = "kernel"\ndevice = "0000:01:00.0"\nhow = "cdev"\n',
+        b'[[device]]\nname = "a"\nkind = "vfio-user"\nsocket = "/run/a.sock"\ntimeout = 0.5\n'
+        b'driver = "spdk"\noutlives = false\nin_flight = 2\nread_size = "1MiB"\nwrite_size = 9\n',
         b'[[device]]\nname = "a"\nprofile = "mtty"\nseed = 1\nstate_size = "1MiB"\n'
         b'flags = ["STOP_COPY", "P2P"]\n[device.arc_seconds]\n"RUNNING->RUNNING_P2P" = 0.1\n'
         b'[[device.fault]]\nat = "read"\nkind = "errno"\nerrno = "EIO"\noffset = "4KiB"\n',
@@ -362,5 +372,7 @@ TARGETS: dict[str, Target] = {
         ],
     ),
     "text": Target(text, _texts),
+    "vfio-user-reply": Target(vfio_user.reply, vfio_user.replies),
+    "vfio-user-data": Target(vfio_user.stream, vfio_user.sent),
     "sim-stream": Target(data.sim_stream, _with_options((0, 1), sessions.sim_streams)),
 }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vfioflow.devices.kernel import KernelDevice
 from vfioflow.devices.sim import Fabric, Fault, Profile, SimDevice
 from vfioflow.devices.sizes import parse_size
+from vfioflow.devices.vfio_user.table import device_of
 from vfioflow.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def _connect_nothing(devices: Sequence[Device]) -> None:
 KINDS: dict[str, Kind] = {
     "sim": Kind(_make_sim, _connect_sim),
     "kernel": Kind(_make_kernel, _connect_nothing),
+    "vfio-user": Kind(device_of, _connect_nothing),
 }
 """The kinds that a devices file may name."""
 
