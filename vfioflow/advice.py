@@ -8,7 +8,16 @@ from msgspec.structs import replace
 
 from vfioflow.report import Report
 
-__all__ = ["Cause", "Remedy", "causes", "headline", "remedies", "to_halve", "with_destination"]
+__all__ = [
+    "Cause",
+    "Remedy",
+    "causes",
+    "headline",
+    "prediction",
+    "remedies",
+    "to_halve",
+    "with_destination",
+]
 
 _SEEN = 0.05
 """Milliseconds below which a part reads 0.0."""
@@ -103,6 +112,19 @@ def _slowest(report: Report, step: str) -> str:
         if barrier.name == name and barrier.slowest:
             return f"; {barrier.slowest} took longest"
     return ""
+
+
+def prediction(report: Report) -> list[tuple[str, float, float]]:
+    """What was predicted at the decision to switch over, and what happened: part, both in milliseconds."""
+    if report.predicted_downtime_ms is None or report.fixed_ms is None or not report.downtime_ms:
+        return []
+    moving = report.steps_ms.get("drain", 0.0) + report.steps_ms.get("load", 0.0)
+    total, fixed = report.predicted_downtime_ms, report.fixed_ms
+    return [
+        ("what was left over the wire", total - fixed, moving),
+        ("state changes, round trips, hooks", fixed, report.downtime_ms - moving),
+        ("in all", total, report.downtime_ms),
+    ]
 
 
 def remedies(report: Report) -> list[Remedy]:

@@ -205,6 +205,17 @@ def test_why_and_what_would_halve_it():
     assert sum(r.saves_ms for r in halves) >= 100 > sum(r.saves_ms for r in halves[:-1])
 
 
+def test_the_prediction_against_what_happened_by_its_parts():
+    assert advice.prediction(example(fixed_ms=70.0)) == [
+        ("what was left over the wire", 120.0, 105.0),
+        ("state changes, round trips, hooks", 70.0, 95.0),
+        ("in all", 190.0, 200.0),
+    ]
+    assert advice.prediction(example(fixed_ms=None)) == []
+    words = " ".join(" ".join(Words(page(example(fixed_ms=70.0))).words).split())
+    assert "Predicted and happened predicted happened what was left over the wire 120 ms" in words
+
+
 def test_a_slow_device_is_worth_what_the_next_one_takes_less():
     [remedy] = [r for r in advice.remedies(example()) if "faster gpu0" in r.what]
     assert remedy.saves_ms == pytest.approx(16.0)

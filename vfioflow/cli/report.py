@@ -98,6 +98,9 @@ def _explained(report: Report) -> tuple[str, Callable[[], str]]:
         width = max(len(cause.name) for cause in found)
         lines += ["", "Where it went:"]
         lines += [f"  {c.name:<{width}} {c.ms:8.1f} ms  {c.why}" for c in found]
+    if told := advice.prediction(report):
+        lines += ["", "Predicted, and what happened:"]
+        lines += [f"  {before:8.1f} ms {after:8.1f} ms  {part}" for part, before, after in told]
     halves = advice.to_halve(report)
     if worth := halves or advice.remedies(report)[:4]:
         lines += ["", "What would halve it, alone or together:" if halves else "What would help:"]

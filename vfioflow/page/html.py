@@ -54,6 +54,7 @@ def page(report: Report) -> str:
     ]
     if report.steps_ms:
         parts += [_section("Where the downtime went", charts.downtime(report)), _causes(report)]
+        parts.append(_prediction(report))
     if report.timeline.phases:
         parts.append(_section("What happened when", charts.timeline(report)))
     if report.timeline.rounds:
@@ -138,6 +139,15 @@ def _causes(report: Report) -> str:
     return _table(("part", "took", "share", "what it is"), rows, numbers=(1, 2))
 
 
+def _prediction(report: Report) -> str:
+    rows = [
+        (part, f"{before:.0f} ms", f"{after:.0f} ms")
+        for part, before, after in advice.prediction(report)
+    ]
+    titles = ("", "predicted", "happened")
+    return _section("Predicted and happened", _table(titles, rows, numbers=(1, 2))) if rows else ""
+
+
 def _devices(devices: Sequence[DeviceReport]) -> str:
     rows = [
         (
@@ -146,13 +156,23 @@ def _devices(devices: Sequence[DeviceReport]) -> str:
             _size(device.bytes_precopy),
             _size(device.bytes_stopcopy),
             _size(device.bytes_wire),
+            "-" if device.compression is None else f"{device.compression:.2f}",
             str(device.iterations or "-"),
             device.final_state,
         )
         for device in devices
     ]
-    titles = ("device", "profile", "pre-copy", "stop-copy", "on the wire", "rounds", "state")
-    return _table(titles, rows, numbers=(2, 3, 4, 5))
+    titles = (
+        "device",
+        "profile",
+        "pre-copy",
+        "stop-copy",
+        "on the wire",
+        "a byte",
+        "rounds",
+        "state",
+    )
+    return _table(titles, rows, numbers=(2, 3, 4, 5, 6))
 
 
 def _policy(report: Report) -> str:
