@@ -39,6 +39,9 @@ class Channel:
     def look(self) -> bool:
         """Notice a connection that broke while no pump used it; whether it is.  For a sender."""
 
+    def unheard(self, heard: int) -> int:
+        """Bytes that were sent, and have to be again, to a receiver that has dealt with ``heard``."""
+
     def resume(self, socket: socket.socket, heard: int, cancel: Cancel) -> None:
         """Go on sending over ``socket``, whose receiver has dealt with ``heard`` bytes.
 

@@ -227,11 +227,15 @@ class ConnectionLost:
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """A connection that broke works again, ``seconds`` later; ``attempt`` counts tries (source)."""
+    """A connection that broke works again, ``seconds`` later; ``attempt`` counts tries (source).
+
+    ``resent``: bytes of frames that were sent again; of the control connection, messages.
+    """
 
     connection: str
     attempt: int
     seconds: float
+    resent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ class Redial(_Watch):
                 if line.attempt == MAX_ATTEMPT:
                     raise ProtocolError(f"it broke more than {MAX_ATTEMPT} times")
                 line.attempt += 1
-                await self._try(line, left)
+                resent = await self._try(line, left)
             except PeerLost as error:
                 problem = str(error)
                 await asyncio.sleep(min(pause, left))
@@ -185,13 +185,13 @@ class Redial(_Watch):
                 seconds = loop.time() - line.since
                 line.since = None
                 self.reconnects += 1
-                emit(self._observer, events.Reconnected(str(line), line.attempt, seconds))
+                emit(self._observer, events.Reconnected(str(line), line.attempt, seconds, resent))
                 return
         seconds = loop.time() - line.since
         self._give_up(f"{line} to {self._address} was lost for {seconds:.1f} s: {problem}")
 
-    async def _try(self, line: _Line, limit: float) -> None:
-        """One attempt.  Raises PeerLost (worth another), or another PeerError."""
+    async def _try(self, line: _Line, limit: float) -> int:
+        """One attempt; what was sent again.  Raises PeerLost (worth another), or another PeerError."""
         key = (line.role, line.channel, line.attempt)
         preamble = Preamble(line.role, line.channel, self._keys.token(*key), line.attempt)
         with ExitStack() as owned:
@@ -209,9 +209,10 @@ class Redial(_Watch):
                 (heard,) = HEARD.unpack(await read_exactly(sock, HEARD.size))
             owned.pop_all()
         if line.role is Role.CONTROL:
-            await self._control.resume(sock, heard)
-        else:
-            await self._out.resume(line.channel, sock, heard)
+            return await self._control.resume(sock, heard)
+        resent = self._out.channels[line.channel].unheard(heard)
+        await self._out.resume(line.channel, sock, heard)
+        return resent
 
     def _give_up(self, reason: str) -> None:
         self._control.give_up(PeerLost(reason))

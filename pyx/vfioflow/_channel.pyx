@@ -301,6 +301,14 @@ cdef class Channel:
         """Notice a connection that broke while no pump used it; whether it is broken.  For a sender."""
         return window_look(&self.c.window, &self.c.fd)
 
+    def unheard(self, uint64_t heard):
+        """Bytes that were sent, and have to be again, to a receiver that has dealt with ``heard``."""
+        cdef uint64_t sent
+        pthread_mutex_lock(&self.c.window.lock)
+        sent = self.c.window.sent
+        pthread_mutex_unlock(&self.c.window.lock)
+        return sent - heard if sent > heard else 0
+
     def resume(self, socket, uint64_t heard, Cancel cancel not None):
         """Go on sending over ``socket``, whose receiver has dealt with ``heard`` bytes.
 

@@ -53,10 +53,17 @@ def test_a_wire_that_breaks_again_and_again_loses_nothing(devices, every, compre
         reconnect_timeout=10.0,
         reconnect_stop_copy="wait",
     )
-    outcome = migrate(source, destination, policy=policy, through=wire)
+    resent = []
+
+    def watch(_, event):
+        if isinstance(event, Reconnected) and event.connection.startswith("channel"):
+            resent.append(event.resent)
+
+    outcome = migrate(source, destination, policy=policy, through=wire, watch=watch)
     assert_moved(outcome, source, destination)
     assert wire.cuts > 2
     assert outcome.source.reconnects >= wire.cuts
+    assert 0 < max(resent) <= policy.window  # what the proxy did not pass on was sent again
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,10 @@ class Control:
             self.failure.result()
         return message
 
-    async def resume(self, sock: socket.socket, heard: int) -> None:
+    async def resume(self, sock: socket.socket, heard: int) -> int:
         """Go on over another connection, whose peer has heard so many messages.  Owns it.
+
+        Returns how many were sent again.
 
         Raises:
             ProtocolError: it cannot have; or has forgotten some that it had heard.
@@ -183,8 +185,10 @@ class Control:
                 self.lost.clear()
                 self._reader = asyncio.create_task(self._read(), name="vfioflow-control")
                 first = self._sent - len(self._unheard) + 1
-                for number, data in enumerate(list(self._unheard), first):
+                again = list(self._unheard)
+                for number, data in enumerate(again, first):
                     await self._put(number, data)
+                return len(again)
 
     async def break_off(self) -> None:
         """Be done with the connection; from then on :attr:`heard` stands still until it is resumed."""
