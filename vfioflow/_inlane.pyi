@@ -10,6 +10,7 @@ class InLane:
     """The destination's end of one device's stream: puts its frames in order, loads them."""
 
     name: str
+    title: str
 
     def __init__(self, name: str, port: Port) -> None: ...
     @property

@@ -16,6 +16,7 @@ class OutLane:
     """The source's end of one device's stream."""
 
     name: str
+    title: str
     index: int
     offset: int
     wire_bytes: int

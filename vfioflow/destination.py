@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfioflow import admission, barrier, events, inventory
+from vfioflow.arrivals import Arrivals
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,
@@ -79,8 +80,7 @@ class Destination(Loader):
         super().__init__(devices, report, policy=policy, hooks=hooks, observer=observer)
         self.taking = Taking(journal, caller.session, policy, give_up=control.give_up)
         self._lanes = []
-        self._sockets = []
-        self._all_here = asyncio.Event()
+        self._arrivals = Arrivals(caller.keys)
         self._switched = asyncio.Event()
         self._probe_wanted = 0
         self._loaded = False
@@ -146,22 +146,12 @@ class Destination(Loader):
 
     async def _open_channels(self, offer: messages.Offer) -> None:
         """ACCEPT; then the data connections arrive by way of the listener."""
-        self._sockets = [None] * offer.channels
+        self._arrivals.want(offer.channels)
         await self._control.send(messages.Accept(load_seconds=self._expected_seconds()))
-        here = asyncio.create_task(self._all_here.wait())
-        waited: set[asyncio.Future[Any]] = {here, self._control.failure}
-        try:
-            async with asyncio.timeout(self._policy.connect_timeout):
-                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            raise PeerLost("the source did not open its data connections") from None
-        finally:
-            here.cancel()
-        if self._control.failure.done():
-            self._control.failure.result()
+        sockets = await self._arrivals.collect(self._control.failure, self._policy.connect_timeout)
         self._in = Inbound(
             [lane.stream for lane in self._lanes if lane.stream is not None],
-            [sock for sock in self._sockets if sock is not None],
+            sockets,
             chunk_size=offer.chunk_size,
             digests=offer.digests,
             signal_fd=self._signal,
@@ -396,11 +386,7 @@ class Destination(Loader):
         await self._fill_report()
         if self._in is not None:
             self._in.close(stuck=self._stuck)
-        else:
-            for sock in self._sockets:
-                if sock is not None:
-                    sock.close()
-        self._sockets = []  # one that comes now finds nobody
+        self._arrivals.close(given=self._in is not None)
         await self._control.close()
         self.taking.close()
         os.close(self._signal)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from vfioflow import planning
 from vfioflow.destination import Caller, Destination
 from vfioflow.devices.base import Device
-from vfioflow.errors import PeerError, PeerLost, ProtocolError
+from vfioflow.door import Door
+from vfioflow.errors import PeerError, ProtocolError
 from vfioflow.events import Observer
 from vfioflow.hooks import Hooks
 from vfioflow.journal import Journal
@@ -25,29 +22,18 @@ from vfioflow.report import Report
 from vfioflow.resolution import Revival
 from vfioflow.threads import finish
 from vfioflow.wire import messages
-from vfioflow.wire.address import Address, bind
 from vfioflow.wire.control import Control
-from vfioflow.wire.greeting import answer
 from vfioflow.wire.keys import Keys
-from vfioflow.wire.opening import Preamble, Role, accept, send_all
-from vfioflow.wire.security import Guard, Security, is_loopback
+from vfioflow.wire.opening import Preamble
+from vfioflow.wire.security import Security
 from vfioflow.wire.trouble import printable
 
 __all__ = ["Listener", "listen"]
 
 log = logging.getLogger("vfioflow")
 
-_STRANGERS = 64
-"""Connections whose greeting is not complete; more wait in the system's queue."""
-
-_A_CHANCE = 1.0
-"""Seconds that each of them gets at least, before another may take its place."""
-
 _CALLERS = 64
 """Sources that have greeted and wait for their turn."""
-
-_ACCEPT_PAUSE = 0.1
-"""Seconds to wait when no connection can be accepted, before the next try."""
 
 
 def listen(
@@ -92,8 +78,8 @@ def listen(
     )
 
 
-class Listener:
-    """A bound port.  Connections that are no vfioflow's are logged, closed, and disturb nobody."""
+class Listener(Door):
+    """A bound port, where one migration after the other arrives."""
 
     def __init__(
         self,
@@ -106,17 +92,11 @@ class Listener:
         journal: Journal | None = None,
         security: Security | None = None,
     ) -> None:
-        self._where = address
+        super().__init__(address, policy or Policy(), security)
         self._devices = list(devices)
-        self._policy = policy or Policy()
         self._hooks = hooks or Hooks()
         self._observer = observer
         self._journal = journal
-        self._socket: socket.socket | None = None
-        self._security = security or Security()
-        self._guard = Guard()
-        self._strangers: dict[asyncio.Task[None], _Stranger] = {}
-        self._fresh: set[socket.socket] = set()
         self._callers = 0
         self._waiting: asyncio.Queue[Caller | Revival] = asyncio.Queue()
         self._past = Past(
@@ -128,36 +108,16 @@ class Listener:
             revive=self._waiting.put_nowait,
         )
         self._session: Destination | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> Self:
-        self._socket = bind(self._where)
+    async def _begin(self) -> None:
         with ExitStack() as undo:
-            undo.callback(self._socket.close)
             undo.callback(self._abandon)
-            here = Address.of(self._socket)
-            self._guard = self._security.for_destination(loopback=is_loopback(here.host))
             await self._past.begin()
             undo.pop_all()
-        self._start(self._accept(self._socket))
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        for sock in self._fresh:
-            sock.close()
+    async def _leave(self) -> None:
         for caller in self._abandon():
             await caller.control.close()
-        if self._socket is not None:
-            self._socket.close()
 
     def _abandon(self) -> list[Caller]:
         """Leave the sessions that wait to be carried on to the journal; the sources that wait besides."""
@@ -169,13 +129,6 @@ class Listener:
             else:
                 callers.append(waiting)
         return callers
-
-    @property
-    def address(self) -> str:
-        """Where it listens, with the port that the system chose."""
-        if self._socket is None:
-            raise RuntimeError("the listener is not open: use it with `async with`")
-        return str(Address.of(self._socket))
 
     async def receive(self) -> Report:
         """Wait for a source and take its devices over.  Returns when they run here.
@@ -220,87 +173,11 @@ class Listener:
             self._past.add(waiting.session, self._session.taking)
             return self._session
 
-    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _take_channel(self, preamble: Preamble, sock: socket.socket) -> bool:
+        return self._session is not None and self._session.take_channel(preamble, sock)
 
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._make_room()
-            # Not loop.sock_accept: a cancellation could lose what it has just accepted.
-            await _readable(listening)
-            try:
-                sock, where = listening.accept()
-            except BlockingIOError:  # whoever it was has gone again
-                continue
-            except OSError as error:  # out of descriptors, or the peer is gone already
-                log.error("cannot accept a connection: %s", error.strerror)
-                await asyncio.sleep(_ACCEPT_PAUSE)
-                continue
-            peer = Address(where[0], where[1])
-            self._fresh.add(sock)
-            task = self._start(self._serve(sock, peer))
-            self._strangers[task] = _Stranger(peer.host, loop.time())
-            task.add_done_callback(self._no_stranger)
-
-    def _no_stranger(self, task: asyncio.Task[None] | None) -> None:
-        if task is not None:
-            self._strangers.pop(task, None)
-
-    async def _make_room(self) -> None:
-        """Wait until another connection can be greeted; one that says nothing holds up nobody for long.
-
-        The longest there of the host that has most of them has to go, once it had its chance.
-        """
-        loop = asyncio.get_running_loop()
-        while len(self._strangers) >= _STRANGERS:
-            hosts = Counter(stranger.host for stranger in self._strangers.values())
-            (host, _), *_ = hosts.most_common(1)
-            task = next(task for task, who in self._strangers.items() if who.host == host)
-            left = self._strangers[task].since + _A_CHANCE - loop.time()
-            if left > 0:
-                await asyncio.wait(
-                    self._strangers, timeout=left, return_when=asyncio.FIRST_COMPLETED
-                )
-                continue
-            log.warning("dropped a connection from %s: it said nothing, and others wait", host)
-            self._no_stranger(task)
-            task.cancel()
-
-    async def _serve(self, sock: socket.socket, peer: Address) -> None:
-        """Find out what a connection is for.  Owns the socket until it is passed on."""
-        self._fresh.discard(sock)
-        limit = self._policy.connect_timeout
-        try:
-            with ExitStack() as owned:
-                try:
-                    async with asyncio.timeout(limit):
-                        sock, preamble = await accept(sock, peer, self._guard)
-                        owned.callback(sock.close)
-                        if preamble.role is Role.CONTROL and not preamble.attempt:
-                            await send_all(sock, Preamble(Role.CONTROL).pack())
-                            control, session, keys = await answer(sock, self._guard)
-                            owned.pop_all()
-                except TimeoutError:
-                    raise PeerLost(f"it did not greet within {limit:g} s") from None
-                if preamble.attempt:
-                    self._no_stranger(asyncio.current_task())  # its token is looked at, at once
-                    if self._session is None or not await self._session.take_again(preamble, sock):
-                        # Zeros for a token: there is no such session, or not any more.
-                        nobody = Preamble(preamble.role, preamble.channel, attempt=preamble.attempt)
-                        await send_all(sock, nobody.pack())
-                        raise ProtocolError("a connection that continues none of a session here")
-                elif preamble.role is Role.CONTROL:
-                    self._no_stranger(asyncio.current_task())
-                    await self._meet(control, session, keys)
-                elif self._session is None or not self._session.take_channel(preamble, sock):
-                    raise ProtocolError("a data connection that belongs to no session here")
-                owned.pop_all()
-        except PeerError as error:
-            log.warning("refused a connection from %s: %s", peer, str(error))
+    async def _take_again(self, preamble: Preamble, sock: socket.socket) -> bool:
+        return self._session is not None and await self._session.take_again(preamble, sock)
 
     async def _meet(self, control: Control, session: str, keys: Keys) -> None:
         """Hear what a source wants that has greeted.  Owns the connection."""
@@ -314,9 +191,17 @@ class Listener:
                 messages.Offer,
                 messages.Resolve,
                 messages.Plan,
+                messages.Tunnel,
                 timeout=self._policy.stall_timeout,
                 what="its offer",
             )
+            if isinstance(wish, messages.Tunnel):
+                await self._decline(
+                    control,
+                    "devices arrive here, and no stream: it is `vfioflow"
+                    " tunnel receive` that takes one",
+                )
+                raise ProtocolError("it sends a stream, and no devices")
             if isinstance(wish, messages.Offer):
                 self._waiting.put_nowait(Caller(control, session, keys, wish))
                 kept = True
@@ -353,21 +238,3 @@ class Listener:
                 await asyncio.wait({control.failure}, timeout=self._policy.connect_timeout)
         except PeerError as error:
             log.warning("%s came back, and was lost again: %s", control.peer, str(error))
-
-
-@dataclass(frozen=True, slots=True)
-class _Stranger:
-    """A connection whose greeting is not complete."""
-
-    host: str
-    since: float
-
-
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(sock, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(sock)

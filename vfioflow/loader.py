@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import socket
 
 from vfioflow import barrier, events, precopy
 from vfioflow._fdio import Port
 from vfioflow._inlane import InLane
+from vfioflow.arrivals import Arrivals
 from vfioflow.devices.base import Device
 from vfioflow.events import emit
 from vfioflow.lanes import Inbound
@@ -52,9 +52,7 @@ class Loader(Taker):
     """A destination's session, without the order of its steps."""
 
     _lanes: list[Lane]
-    _sockets: list[socket.socket | None]
-    _all_here: asyncio.Event
-    """Set when no data connection is missing."""
+    _arrivals: Arrivals
     _keys: Keys
     _digests = False
     _in: Inbound | None = None
@@ -63,17 +61,7 @@ class Loader(Taker):
 
     def take_channel(self, preamble: Preamble, sock: socket.socket) -> bool:
         """Take a data connection if it is this session's and still missing."""
-        if not secrets.compare_digest(
-            preamble.token, self._keys.token(preamble.role, preamble.channel, preamble.attempt)
-        ):
-            return False
-        number = preamble.channel
-        if preamble.attempt or number >= len(self._sockets) or self._sockets[number] is not None:
-            return False
-        self._sockets[number] = sock
-        if None not in self._sockets:
-            self._all_here.set()
-        return True
+        return self._arrivals.take(preamble, sock)
 
     async def take_again(self, preamble: Preamble, sock: socket.socket) -> bool:
         """Take a connection that broke and was opened again, if it is this session's.

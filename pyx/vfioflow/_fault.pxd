@@ -20,4 +20,4 @@ ctypedef struct fault_t:
 
 # Fill in `fault` and return its status
 cdef int fail(fault_t *fault, where_t where, int status, int lane, uint64_t offset) noexcept nogil
-cdef object raise_fault(fault_t *fault, object name, object action, object port=*)
+cdef object raise_fault(fault_t *fault, object name, object action, object port=*, str title=*)

@@ -33,6 +33,7 @@ ctypedef struct wire_t:
 cdef class InLane:
     cdef in_lane_t c
     cdef readonly str name
+    cdef public str title       # of a stream that is no device's, for errors
     cdef Port port
 
 

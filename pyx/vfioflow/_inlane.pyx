@@ -63,6 +63,7 @@ cdef class InLane:
         pthread_mutex_init(&self.c.lock, NULL)
         pthread_cond_init(&self.c.turn, NULL)
         self.name = name
+        self.title = ""
         self.port = port
         self.c.port = &port.c
 
@@ -164,7 +165,7 @@ cdef class Receiver:
         if status < 0:
             if fault.lane >= 0:
                 lane = <InLane> self.owners[fault.lane]
-                raise_fault(&fault, lane.name, "loading its state", lane.port)
+                raise_fault(&fault, lane.name, "loading its state", lane.port, lane.title)
             raise_fault(&fault, "", "loading its state")
         return not self.cancel.flag
 

@@ -17,6 +17,7 @@ cdef enum:
 
 cdef class OutLane:
     cdef readonly str name
+    cdef public str title       # of a stream that is no device's, for errors
     cdef readonly uint16_t index
     cdef readonly uint64_t offset
     cdef readonly uint64_t wire_bytes

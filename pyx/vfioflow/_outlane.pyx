@@ -110,6 +110,7 @@ cdef class OutLane:
         if pool.size > MAX_CHUNK:
             raise ValueError(f"a chunk has at most {MAX_CHUNK} bytes")
         self.name = name
+        self.title = ""
         self.index = index
         self.owners = list(channels)
         self.channels = <channel_t **> calloc(len(channels), sizeof(channel_t *))
@@ -151,7 +152,7 @@ cdef class OutLane:
         if status < 0 and self.cancel.flag:
             return CANCELLED
         if status < 0:
-            raise_fault(&fault, self.name, "reading its state", port)
+            raise_fault(&fault, self.name, "reading its state", port, self.title)
         return status
 
     def mark(self):
@@ -174,7 +175,7 @@ cdef class OutLane:
             self.let_go()
         if status < 0 and not self.cancel.flag:
             fail(&fault, AT_WIRE, status, self.index, self.offset)
-            raise_fault(&fault, self.name, "")
+            raise_fault(&fault, self.name, "", None, self.title)
 
     cdef int run(self, port_t *port, uint64_t budget, bint precopy, fault_t *fault) noexcept nogil:
         cdef int source = 0     # what the device said last: 0, DRAINED, END or -errno

@@ -45,8 +45,10 @@ cdef int wait_port(port_t *port, short events, int *rounds, int cancel_fd) noexc
         status = wait_fd(-1, 0, cancel_fd, 1)
     else:
         status = wait_fd(port.fd, events, cancel_fd, 100)
+    if status == -ETIMEDOUT:
+        return 0        # it has a .poll, which said no
     rounds[0] += 1
-    return 0 if status == -ETIMEDOUT else status
+    return status
 
 
 cdef void wait_a_little(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t ns) noexcept nogil:

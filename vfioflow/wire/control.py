@@ -40,6 +40,7 @@ _MOST_UNHEARD = 64
 M = TypeVar("M", bound=messages.Message)
 N = TypeVar("N", bound=messages.Message)
 P = TypeVar("P", bound=messages.Message)
+Q = TypeVar("Q", bound=messages.Message)
 
 
 class Control:
@@ -134,6 +135,18 @@ class Control:
     async def expect(
         self, kind: type[M], other: type[N], third: type[P], /, *, timeout: float | None, what: str
     ) -> M | N | P: ...
+    @overload
+    async def expect(
+        self,
+        kind: type[M],
+        other: type[N],
+        third: type[P],
+        fourth: type[Q],
+        /,
+        *,
+        timeout: float | None,
+        what: str,
+    ) -> M | N | P | Q: ...
 
     async def expect(self, *kinds: type[Any], timeout: float | None, what: str) -> Any:
         """The next message, which must be of one of these kinds.

@@ -14,9 +14,12 @@ from vfioflow.wire.trouble import printable
 
 __all__ = [
     "Accept",
+    "Back",
+    "BackTaken",
     "Commit",
     "Config",
     "ConfigTaken",
+    "Delivered",
     "Discarded",
     "Failed",
     "Goodbye",
@@ -37,6 +40,7 @@ __all__ = [
     "Running",
     "Switchover",
     "SwitchoverAck",
+    "Tunnel",
     "VERSION",
     "decode",
     "encode",
@@ -61,6 +65,13 @@ class _Message(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True
 ):
     """The base: encoded as a MessagePack map with its ``type``."""
+
+
+def _check_channels(channels: int, chunk_size: int, window: int) -> None:
+    if not (1 <= channels <= MAX_CHANNELS and 1 <= chunk_size <= CHUNK_LIMIT):
+        raise ProtocolError(f"the offer has {channels} channels and chunks of {chunk_size} bytes")
+    if window > MAX_WINDOW:
+        raise ProtocolError(f"the offer has a window of {window} bytes")
 
 
 class Hello(_Message, frozen=True, tag="hello"):
@@ -134,18 +145,32 @@ class Offer(_Message, frozen=True, tag="offer"):
 
     def check(self) -> None:
         """Raise ProtocolError unless all numbers and names in it are of this world."""
-        if not (1 <= self.channels <= MAX_CHANNELS and 1 <= self.chunk_size <= CHUNK_LIMIT):
-            raise ProtocolError(
-                f"the offer has {self.channels} channels and chunks of {self.chunk_size} bytes"
-            )
-        if self.window > MAX_WINDOW:
-            raise ProtocolError(f"the offer has a window of {self.window} bytes")
+        _check_channels(self.channels, self.chunk_size, self.window)
         for device in self.devices:
             device.check()
 
 
+class Tunnel(_Message, frozen=True, tag="tunnel"):
+    """Source to destination, in place of an offer: one stream of bytes, which is no device's.
+
+    ``two_way``: its other end takes bytes back, where the destination's has some to say.  The other
+    fields are as in :class:`Offer`.
+    """
+
+    two_way: bool
+    channels: int
+    chunk_size: int
+    digests: bool
+    window: Bytes
+    reconnect_seconds: Seconds
+
+    def check(self) -> None:
+        """Raise ProtocolError unless all numbers in it are of this world."""
+        _check_channels(self.channels, self.chunk_size, self.window)
+
+
 class Accept(_Message, frozen=True, tag="accept"):
-    """Destination to source: all devices match and are RESUMING.
+    """Destination to source: all devices match and are RESUMING; or the output of a tunnel is open.
 
     ``load_seconds`` is what the destination expects from the end of the data to RUNNING.
     """
@@ -285,6 +310,26 @@ class Goodbye(_Message, frozen=True, tag="goodbye"):
     """Source to destination: it heard RUNNING; nothing more comes."""
 
 
+class Delivered(_Message, frozen=True, tag="delivered"):
+    """Destination to source: a tunnel's output has all bytes and its end; so many, with this digest."""
+
+    size: Bytes
+    digest: int
+
+
+class Back(_Message, frozen=True, tag="back"):
+    """Destination to source: what the other end of a tunnel's output says; empty: nothing more.
+
+    The next one waits for the answer.
+    """
+
+    data: bytes
+
+
+class BackTaken(_Message, frozen=True, tag="back-taken"):
+    """Source to destination: the other end of the input has taken it."""
+
+
 class Failed(_Message, frozen=True, tag="failed"):
     """Either way, at any time: this side gives up; ``reason`` in words.
 
@@ -316,6 +361,10 @@ Message: TypeAlias = (
     | Resolve
     | Discarded
     | Goodbye
+    | Tunnel
+    | Delivered
+    | Back
+    | BackTaken
     | Failed
 )
 
