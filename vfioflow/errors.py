@@ -22,6 +22,7 @@ __all__ = [
     "AuthenticationError",
     "ConfigError",
     "DeviceError",
+    "EndError",
     "HandoverInDoubt",
     "HookError",
     "IllegalTransition",
@@ -77,6 +78,21 @@ class DeviceError(VfioflowError, OSError):
         text = f"device {device}: {action}: {name} ({os.strerror(code)})"
         super().__init__(code, f"{text}; {advice}" if advice else text)
         self.device = device
+        self.action = action
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class EndError(VfioflowError, OSError):
+    """An end of a tunnel failed: its input or its output.  Carries which, in words, and the errno, or 0."""
+
+    exit_code = 4
+
+    def __init__(self, end: str, action: str, code: int) -> None:
+        why = f": {_errno.errorcode.get(code, str(code))} ({os.strerror(code)})" if code else ""
+        super().__init__(code, f"{end}: {action}{why}")
+        self.end = end
         self.action = action
 
     def __str__(self) -> str:

@@ -14,7 +14,19 @@ from vfioflow.errors import VfioflowError
 
 __all__ = ["cli", "main"]
 
-_COMMANDS = ("demo", "probe", "plan", "send", "receive", "report", "resolve", "key", "completion")
+_COMMANDS = (
+    "demo",
+    "probe",
+    "plan",
+    "send",
+    "receive",
+    "report",
+    "resolve",
+    "tunnel",
+    "inspect",
+    "key",
+    "completion",
+)
 
 _EPILOG = """\
 \b

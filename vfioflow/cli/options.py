@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -222,11 +222,11 @@ _POLICY: dict[str, _Option] = {
 
 
 def policy_options(
-    *names: str, **defaults: Any
+    *names: str, words: Mapping[str, str] = {}, **defaults: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options for fields of Policy, all or those named; the command gets ``policy``.
 
-    ``defaults`` are a command's own, where they differ from the policy's.
+    ``words``, the help, and ``defaults`` are a command's own, where they differ from the policy's.
     """
     chosen = [f for f in fields(Policy) if not names or f.name in names]
 
@@ -240,16 +240,17 @@ def policy_options(
         for field in reversed(chosen):
             own = field.name in defaults
             default = defaults[field.name] if own else field.default
-            wrapped = _policy_option(field.name, default, own=own)(wrapped)
+            wrapped = _policy_option(field.name, default, own=own, words=words)(wrapped)
         return wrapped
 
     return decorate
 
 
 def _policy_option(
-    name: str, default: Any, *, own: bool = False
+    name: str, default: Any, *, own: bool, words: Mapping[str, str]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     option = _POLICY[name]
+    about = words.get(name, option.help)
     in_words = None if own else option.default
     flag = "--" + name.replace("_", "-")
     switch = isinstance(default, bool)
@@ -261,7 +262,7 @@ def _policy_option(
         metavar=option.metavar,
         show_default=in_words is None,
         callback=_checked,
-        help=f"{option.help}  [default: {in_words}]" if in_words else option.help,
+        help=f"{about}  [default: {in_words}]" if in_words else about,
     )
 
 
