@@ -14,11 +14,12 @@ class Command:
     It has a journal of its own, unless it is told which.
     """
 
-    def __init__(self, *args, prefix=()):
+    def __init__(self, *args, prefix=(), stdin=subprocess.DEVNULL, pass_fds=()):
         self.state = tempfile.TemporaryDirectory(prefix="vfioflow-test-")
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "vfioflow", *map(str, args)],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
+            pass_fds=pass_fds,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -48,9 +49,9 @@ class Command:
 
 
 @contextmanager
-def running(*args, prefix=()):
+def running(*args, prefix=(), stdin=subprocess.DEVNULL, pass_fds=()):
     """A command that is ended when the test is; ``prefix`` goes before it, as "ip netns exec"."""
-    command = Command(*args, prefix=prefix)
+    command = Command(*args, prefix=prefix, stdin=stdin, pass_fds=pass_fds)
     try:
         yield command
     finally:

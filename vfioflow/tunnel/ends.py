@@ -250,11 +250,11 @@ class Output(_End):
         while self._fd is None:
             try:
                 self._fd = self._connect() if self._kind == "unix" else self._open()
+                self._check(self._fd)
             except OSError as error:
                 if error.errno not in _NOBODY_YET or loop.time() > until:
                     raise EndError(self.name, "opening it", error.errno or 0) from None
                 await asyncio.sleep(_PAUSE)
-        self._check(self._fd)
         fd, self._fd = self._fd, None
         return self._adopt(fd)
 

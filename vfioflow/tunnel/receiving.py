@@ -95,7 +95,7 @@ class TunnelListener(Door):
         return await (await self.next_session()).run()
 
     async def next_session(self) -> Receiver:
-        """Wait for a source; the session has yet to be run, and its summary stays with it."""
+        """Wait for the source; the session has yet to be run, and its summary stays with it.  Once."""
         assert self._caller is not None
         caller = await asyncio.shield(self._caller)
         self._session = Receiver(caller, self._output, self._policy)
@@ -252,6 +252,10 @@ class Receiver(Side):
             raise PeerLost(
                 f"the source ended the connection after {lane.offset} bytes, before the stream's end"
             )
+
+    def _tick(self) -> None:
+        if self._lane is not None and not self._lane.frames:
+            self._began = time.monotonic()  # the input's other end may be long in coming
 
     async def _follow(self) -> None:
         """What the source says: that its input's other end has what was said, and that all is over."""

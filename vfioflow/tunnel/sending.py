@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from vfioflow.wire.opening import Preamble, Role, connect
 from vfioflow.wire.security import Security
 
 __all__ = ["Sender", "send"]
+
+log = logging.getLogger("vfioflow")
 
 _WITHOUT_END = 2**63
 
@@ -168,6 +171,7 @@ class Sender(Side):
         port = await self._first(asyncio.ensure_future(self._input.arrive()))
         self._began = time.monotonic()
         self._arrived.set()
+        log.info("moving %s to %s", self._input.name, self._address)
         await self._drive(out, in_thread(self._move, out, port, name="input"))
         self._ended = True
         await self._drive(out, in_thread(out.end, name="end"))

@@ -95,11 +95,14 @@ class Side:
                 busy=busy,
                 stall_timeout=patience,
                 stalled=self._tell_early,
-                tick=lambda: None,
+                tick=self._tick,
             )
         finally:
             # A pump that does not return keeps its descriptors: closing them would free the numbers.
             self._stuck = not all(future.done() for future in futures)
+
+    def _tick(self) -> None:
+        """Ten times a second while the pumps run."""
 
     async def _tell_early(self, error: VfioflowError) -> None:
         await self._tell(messages.Failed(reason=str(error)))

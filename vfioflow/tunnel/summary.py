@@ -37,7 +37,7 @@ class Summary(msgspec.Struct, kw_only=True):
     """Connections that the source opened again."""
 
     seconds: float = 0.0
-    """From the first byte that could flow to the end."""
+    """From when bytes began to flow (a tenth of a second more or less) to the end."""
 
     def to_json(self) -> str:
         """As one JSON object."""
