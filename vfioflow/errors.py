@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from vfioflow.qemu_stream import Stream
     from vfioflow.states import State
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "RemoteError",
     "ResourceError",
     "StallError",
+    "StreamError",
     "TakenBack",
     "VfioflowError",
 ]
@@ -172,6 +174,20 @@ class IntegrityError(PeerError):
 
 class StallError(PeerError):
     """Nothing moved for longer than ``Policy.stall_timeout``."""
+
+
+class StreamError(VfioflowError, ValueError):
+    """A QEMU migration stream is none, damaged, cut short, or has something unknown in it.
+
+    ``offset``: where, in bytes.  ``found``: what was read before, a :class:`vfioflow.qemu_stream.Stream`.
+    """
+
+    exit_code = 2
+
+    def __init__(self, offset: int, what: str) -> None:
+        super().__init__(f"at byte {offset}: {what}")
+        self.offset = offset
+        self.found: Stream | None = None
 
 
 class TakenBack(PeerError):
