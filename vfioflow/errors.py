@@ -187,7 +187,7 @@ class StreamError(VfioflowError, ValueError):
     def __init__(self, offset: int, what: str) -> None:
         super().__init__(f"at byte {offset}: {what}")
         self.offset = offset
-        self.found: Stream | None = None
+        self.found: Stream
 
 
 class TakenBack(PeerError):

@@ -7,6 +7,7 @@ time allows).  A target lets through only what the documentation promises for wr
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import struct
 import tempfile
@@ -20,6 +21,7 @@ import click
 import data
 import destinations
 import msgspec
+import qemu_streams
 import sessions
 import sources
 import streams
@@ -40,9 +42,11 @@ from vfioflow.errors import (
     PeerLost,
     ProtocolError,
     RemoteError,
+    StreamError,
 )
 from vfioflow.journal import Journal
 from vfioflow.policy import Policy
+from vfioflow.qemu_stream import Stream, read_stream
 from vfioflow.story import Role, Step, check_session
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address, bind
@@ -62,6 +66,23 @@ def message(data: bytes) -> None:
         return
     again = messages.decode(messages.encode(found))
     assert messages.encode(again) == messages.encode(found)
+
+
+def qemu_stream(data: bytes) -> None:
+    """A QEMU migration stream: what is in it, or where it is wrong and what came before."""
+    whole = _read_stream(data, len(data))
+    by_pieces = _read_stream(data, 7)
+    assert msgspec.json.encode(whole) == msgspec.json.encode(by_pieces)
+    assert 0 <= whole.around <= whole.bytes <= len(data)
+
+
+def _read_stream(data: bytes, piece: int) -> Stream:
+    file = io.BytesIO(data)
+    try:
+        return read_stream(lambda size: file.read(min(size, piece)))
+    except StreamError as error:
+        shown(error)
+        return error.found
 
 
 def control(data: bytes) -> None:
@@ -374,5 +395,6 @@ TARGETS: dict[str, Target] = {
     "text": Target(text, _texts),
     "vfio-user-reply": Target(vfio_user.reply, vfio_user.replies),
     "vfio-user-data": Target(vfio_user.stream, vfio_user.sent),
+    "qemu-stream": Target(qemu_stream, lambda: [qemu_streams.whole(), qemu_streams.header()]),
     "sim-stream": Target(data.sim_stream, _with_options((0, 1), sessions.sim_streams)),
 }

@@ -24,6 +24,7 @@ _COMMANDS = (
     "resolve",
     "tunnel",
     "inspect",
+    "inspect",
     "key",
     "completion",
 )

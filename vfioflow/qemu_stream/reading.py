@@ -110,7 +110,10 @@ class _Reader:
         size = cursor.u32("the machine's name")
         if size > 255:
             raise StreamError(cursor.offset - 4, f"a machine's name of {size} bytes")
-        self._stream.machine = cursor.take(size, "the machine's name").decode("ascii", "replace")
+        at, machine = cursor.offset, cursor.take(size, "the machine's name")
+        if not (machine.isascii() and machine.decode().isprintable()):
+            raise StreamError(at, "the machine's name is no text")
+        self._stream.machine = machine.decode()
         while cursor.peek(1) == bytes([_SUBSECTION]):
             cursor.skip(1, "the configuration")
             at = cursor.offset
