@@ -33,6 +33,7 @@ from comparison import (
     scale,
     security,
     tables,
+    tunnelled,
 )
 from comparison.facts import facts, load
 from comparison.rounds import Cell
@@ -94,6 +95,9 @@ def measure(options: argparse.Namespace, shown: Console, result: dict[str, Any])
         elif options.what == "security":
             cells = security.run(on, size, rounds)
             shown.print(tables.security(cells))
+        elif options.what == "qemu":
+            cells = tunnelled.run(on, size, rounds)
+            shown.print(tables.tunnelled(cells))
         elif options.what == "scale":
             places = scale.places(size, min(size, SCALE_BASE), SCALE_DEVICES)
             sessions, failures = scale.run(on, places, rounds)

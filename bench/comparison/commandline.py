@@ -12,6 +12,7 @@ DEFAULTS = {
     "compressed": (4.0, 5),
     "scale": (32.0, 3),
     "security": (2.0, 7),
+    "qemu": (1.0, 3),
     "quick": (1.0, 3),
 }
 """GiB and rounds of each comparison."""
@@ -26,7 +27,8 @@ def parser(about: str | None) -> argparse.ArgumentParser:
         "what",
         choices=tuple(DEFAULTS),
         help="raw: as it is; compressed: what auto chooses; scale: real migrations; "
-        "security: with a key and by TLS; quick: a few of each against stored ratios",
+        "security: with a key and by TLS; qemu: its migration through the tunnel; "
+        "quick: a few of each against stored ratios",
     )
     result.add_argument(
         "--gib",

@@ -63,9 +63,9 @@ class Qemu:
     async def _move(self, ends: Ends, wire: Wire) -> Moved:
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            sources, targets, addresses = [], [], []
+            sources, targets, ways = [], [], []
             for device, sink in enumerate(ends.outputs):
-                addresses.append(f"tcp:{wire.host}:{free_port()}")
+                ways.append(self._way(folder / f"{device}", wire))
                 size = ends.content.device_size
                 source = Guest(folder / f"{device}-source", size, ends.content.path(device))
                 target = Guest(folder / f"{device}-target", size, path_of(sink))
@@ -79,18 +79,27 @@ class Qemu:
             for guest in guests:
                 await guest.connect()
                 await self._set_up(guest.monitor)
-            for target, address in zip(targets, addresses, strict=True):
-                await target.monitor.execute("migrate-incoming", {"uri": address})
-            sent, cpu = wire.sent(), sum(guest.cpu() for guest in guests)
+            for target, way in zip(targets, ways, strict=True):
+                await target.monitor.execute("migrate-incoming", {"uri": way.there})
+                stack.callback(way.close)
+                way.open()
+            sent, cpu = wire.sent(), sum(each.cpu() for each in (*guests, *ways))
             start = time.perf_counter()
-            for source, address in zip(sources, addresses, strict=True):
-                await source.monitor.execute("migrate", {"uri": address})
+            for source, way in zip(sources, ways, strict=True):
+                await source.monitor.execute("migrate", {"uri": way.here})
             for guest in guests:
                 await guest.completed()
             seconds = time.perf_counter() - start
-            moved = Moved(seconds, sum(guest.cpu() for guest in guests) - cpu, wire.sent() - sent)
+            for way in ways:
+                way.finish()
+            cpu = sum(each.cpu() for each in (*guests, *ways)) - cpu
+            moved = Moved(seconds, cpu, wire.sent() - sent)
         ends.settle()
         return moved
+
+    def _way(self, place: Path, wire: Wire) -> Way:
+        """How a guest at one side reaches the one at the other; ``place``: where its files may be."""
+        return Way(wire)
 
     async def _set_up(self, monitor: QMPClient) -> None:
         capabilities = {"events": True, "multifd": self.multifd}
@@ -103,6 +112,32 @@ class Qemu:
         wanted = [{"capability": name, "state": state} for name, state in capabilities.items()]
         await monitor.execute("migrate-set-capabilities", {"capabilities": wanted})
         await monitor.execute("migrate-set-parameters", parameters)
+
+
+class Way:
+    """TCP, from QEMU to QEMU: the URIs for the destination and for the source."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.there = self.here = f"tcp:{wire.host}:{free_port()}"
+
+    def open(self) -> None:
+        """Be ready; the destination listens."""
+
+    def finish(self) -> None:
+        """Wait for what is between to end, once both guests have.  Raises ProgramFailed."""
+
+    def close(self) -> None:
+        """End it, whatever happened."""
+
+    def cpu(self) -> float:
+        """CPU seconds of it so far."""
+        return 0.0
+
+
+def used(pid: int) -> float:
+    """CPU seconds of all threads of a process so far."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Guest:
@@ -158,8 +193,7 @@ class Guest:
     def cpu(self) -> float:
         """CPU seconds of all its threads so far."""
         assert self._process is not None
-        after_name = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+        return used(self._process.pid)
 
     async def stop(self) -> None:
         """End it."""

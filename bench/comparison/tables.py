@@ -29,6 +29,11 @@ def security(cells: Sequence[Cell]) -> Table:
     return movers("memfd to memfd, with digests", cells, ("wire", "devices"), "plain")
 
 
+def tunnelled(cells: Sequence[Cell]) -> Table:
+    """QEMU's migration, by itself and through the tunnel."""
+    return movers("QEMU's migration of its RAM", cells, ("wire",), "QEMU by itself")
+
+
 def peers(cells: Sequence[Cell]) -> list[Table]:
     """Programs that compress."""
     return (
