@@ -26,7 +26,7 @@ quietly = @echo "$(1)"; log=$$(mktemp); \
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-asan test-kernel chaos chaos-mutants fuzz check-model lint bench bench-quick clean
+.PHONY: help demo test test-asan test-qemu test-kernel chaos chaos-mutants fuzz check-model lint bench bench-quick clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -38,7 +38,11 @@ test: $(STAMP)-test $(STAMP)-runtime  ## run the tests
 	@.ci/test-packages
 	@$(BIN)/python -m pytest tests
 
-test-kernel: $(STAMP)-test $(STAMP)-runtime  ## run the tests on real VFIO devices, in a guest; FLAVOUR=debian or custom: only that kernel
+test-qemu: $(STAMP)-test $(STAMP)-runtime  ## run the tests that migrate a guest of QEMU's
+	@.ci/qemu-packages
+	@VFIOFLOW_QEMU=1 $(BIN)/python -m pytest tests/qemu
+
+test-kernel: test-qemu $(STAMP)-test $(STAMP)-runtime  ## those, and the tests on real VFIO devices, in a guest; FLAVOUR=debian or custom: only that kernel
 	@for flavour in $(FLAVOUR); do \
 		echo "Kernel tests, $$flavour: about two minutes once the guest is built (first time: 1 minute for debian, 10 for custom)"; \
 		$(PYTHON) tests/kernel/rig/rig.py $$flavour $(abspath $(BIN))/python -m pytest -p no:cacheprovider tests/kernel || exit; \

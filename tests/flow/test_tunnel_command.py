@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -187,3 +189,17 @@ def test_the_help_teaches():
         _, out, _ = command.end()
     assert "-incoming" in out
     assert 'migrate "exec:vfioflow tunnel send --from -' in out
+
+
+def test_the_example_of_the_documentation_runs():
+    page = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text(encoding="utf-8")
+    section = page.partition("## A stream of bytes\n")[2].partition("\n## ")[0]
+    [example] = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(
+        r"48000000 bytes sent, 48000000 taken, \d{4,5} on the wire\n", done.stdout
+    ), done.stdout
+    assert Path("vm.stream").read_bytes() == b"guest memory" * 4_000_000

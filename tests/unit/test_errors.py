@@ -17,6 +17,8 @@ EXIT_CODES = {
     errors.AdmissionError: 3,
     errors.DeviceError: 4,
     errors.IllegalTransition: 4,
+    errors.EndError: 4,
+    errors.StreamError: 2,
     errors.PeerError: 5,
     errors.AuthenticationError: 5,
     errors.PeerLost: 5,
@@ -48,7 +50,9 @@ def test_every_error_is_public() -> None:
     [
         (errors.ConfigError, ValueError),
         (errors.DeviceError, OSError),
+        (errors.EndError, OSError),
         (errors.IllegalTransition, ValueError),
+        (errors.StreamError, ValueError),
         (errors.PeerError, ConnectionError),
         (errors.JournalError, OSError),
         (errors.ResourceError, OSError),
@@ -63,16 +67,24 @@ def test_exit_codes() -> None:
 
 
 def test_each_kind_of_failure_has_its_own_exit_code() -> None:
-    # The two device errors share one on purpose; so do a peer error's subclasses.
+    # The two device errors and that of a tunnel's end share one on purpose, as do the two about what a
+    # user has given; so do a peer error's subclasses.
     kinds = [error for error in PUBLIC if errors.VfioflowError in error.__bases__]
     codes = sorted(error.exit_code for error in kinds)
-    assert codes == [1, 2, 3, 4, 4, 5, 6, 7, 8, 9]
+    assert codes == [1, 2, 2, 3, 4, 4, 4, 5, 6, 7, 8, 9]
 
 
 def test_device_error_names_the_device_and_keeps_the_errno() -> None:
     error = errors.DeviceError("vf0", "RUNNING -> STOP", errno.EIO, "reset it")
     assert str(error) == "device vf0: RUNNING -> STOP: EIO (Input/output error); reset it"
     assert (error.device, error.action, error.errno) == ("vf0", "RUNNING -> STOP", errno.EIO)
+
+
+def test_end_error_names_the_end_and_keeps_the_errno() -> None:
+    error = errors.EndError("the output (out)", "writing", errno.ENOSPC)
+    assert str(error) == "the output (out): writing: ENOSPC (No space left on device)"
+    assert (error.end, error.action, error.errno) == ("the output (out)", "writing", errno.ENOSPC)
+    assert str(errors.EndError("the output (out)", "it talks", 0)) == "the output (out): it talks"
 
 
 def test_device_error_without_advice() -> None:
