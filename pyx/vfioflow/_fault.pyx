@@ -18,7 +18,7 @@ cdef int fail(fault_t *fault, where_t where, int status, int lane, uint64_t offs
 
 
 cdef object raise_fault(fault_t *fault, object name, object action, object port=None, str title=""):
-    """The one place where a pump's failure becomes an exception; ``title``: of a stream that is no device's."""
+    """The one place where a pump's failure becomes an exception; ``title``: of no device's stream."""
     at = f"{title or f'device {name}'} at byte {fault.offset} of its stream"
     if fault.where == AT_DEVICE:
         advice = "" if port is None else port.advice

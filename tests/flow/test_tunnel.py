@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from proxy import Proxy, flip
 
 from vfioflow import ConfigError, PeerError, PeerLost, Policy, SimDevice, State, migrate
@@ -215,10 +216,24 @@ def test_every_length(size):
     assert Path("out").read_bytes() == DATA[:size]
 
 
-def test_with_a_key():
-    where, _ = from_file()
-    whole(run(tunnel(where, "out", security=Security(psk=bytes(range(32))))))
-    assert Path("out").read_bytes() == DATA
+@pytest.mark.parametrize("how", ["key", "certificates"])
+def test_both_ways_with_security(how):
+    key = Security(psk=bytes(range(32)))
+    security = key if how == "key" else Security.from_tls_dir(Authority().folder(Path("pki")))
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with conversation(security=security) as (here, there, moving):
+            hearing = asyncio.create_task(read_all(there))
+            await loop.sock_sendall(here, DATA)
+            here.shutdown(socket.SHUT_WR)
+            assert await hearing == DATA
+            await loop.sock_sendall(there, b"thanks")
+            there.shutdown(socket.SHUT_WR)
+            assert await read_all(here) == b"thanks"
+            return await moving
+
+    whole(run(main()))
 
 
 class Ticking(Sender):

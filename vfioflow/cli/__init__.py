@@ -24,7 +24,6 @@ _COMMANDS = (
     "resolve",
     "tunnel",
     "inspect",
-    "inspect",
     "key",
     "completion",
 )
@@ -36,7 +35,7 @@ Exit codes:
   1    internal error
   2    usage, or a devices file or address that is wrong
   3    refused: these devices may not migrate (together, or there)
-  4    a device failed
+  4    a device failed, or the input or output of a tunnel
   5    the other side is not there, failed, or said something wrong
   6    pre-copy does not converge within the downtime limit
   7    the hand-over is in doubt: see which side runs before starting anything

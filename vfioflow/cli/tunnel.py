@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import click
 
 from vfioflow.cli.console import complain, is_quiet, put, verbosity
-from vfioflow.cli.options import json_option, policy_options, security_options
+from vfioflow.cli.options import policy_options, security_options
 from vfioflow.errors import VfioflowError
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ _ABOUT = {
     "connect_timeout": "Time for a connection, for each answer while both set up, and for the output's reader"
     " to be there.",
 }
+
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a summary, and nothing else, as one JSON object on standard output (standard error, where the"
+    " stream goes to the other); also when the tunnel fails.",
+)
 
 
 @click.group("tunnel", short_help="Move one stream of bytes, such as QEMU's own migration.")

@@ -78,6 +78,7 @@ class Side:
         finally:
             if not work.done():
                 work.cancel()
+                await asyncio.wait({work})
 
     async def _run_pumps(
         self,
