@@ -22,7 +22,7 @@ import atheris
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "fuzz"
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 INPUT_SECONDS = 30
 """A target that takes longer for one input hangs."""

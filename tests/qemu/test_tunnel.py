@@ -54,10 +54,17 @@ async def said(guest, words):
     return guest.log.partition(words)[2].partition("\n")[0].strip()
 
 
+async def becomes(guest, status):
+    """Its run state changes a moment after it says that a migration has ended."""
+    while await guest.status() != status:
+        pass
+
+
 async def has_moved(here, there):
     """RAM is equal, and the guest goes on on the other side, from where it stopped."""
     assert [await here.migrated(), await there.migrated()] == ["completed", "completed"]
-    assert [await here.status(), await there.status()] == ["postmigrate", "paused"]
+    await becomes(here, "postmigrate")
+    await becomes(there, "paused")
     assert here.memory.read_bytes() == there.memory.read_bytes()
     await there.monitor.execute("cont")
     await there.counts_on()
@@ -66,7 +73,7 @@ async def has_moved(here, there):
 async def goes_on(here, there):
     """The migration failed at the source, whose guest runs; the other QEMU gave up its load."""
     assert await here.migrated() == "failed"
-    assert await here.status() == "running"
+    await becomes(here, "running")
     await here.counts_on()
     assert await there.ended() == 1
     assert "load of migration failed" in there.log
@@ -180,7 +187,7 @@ def test_a_destination_that_is_not_there_leaves_the_guest_where_it_is(folder):
             await here.counts_on()
             await here.migrate(f"exec:{COMMAND} send --from - --to tcp://127.0.0.1:1")
             assert await here.migrated() == "failed"
-            assert await here.status() == "running"
+            await becomes(here, "running")
             await here.counts_on()
             await said(here, "error: ")
 
@@ -198,15 +205,14 @@ def test_what_qemu_makes_of_a_loss_at_the_very_end(folder, capabilities):
             receiver.process.send_signal(signal.SIGSTOP)
             await here.monitor.execute("migrate", {"uri": "unix:out"})
             if capabilities:
-                while (await here.status()) != "finish-migrate":
-                    pass
+                await becomes(here, "finish-migrate")
                 receiver.process.kill()
                 await goes_on(here, there)
             else:
                 assert await here.migrated() == "completed"
                 receiver.process.kill()
                 assert await there.ended() == 1
-                assert await here.status() == "postmigrate"
+                await becomes(here, "postmigrate")
                 await here.monitor.execute("cont")
                 await here.counts_on()
             code, _, log = sender.end()
