@@ -42,6 +42,7 @@ from vfioflow.errors import (
 from vfioflow.hooks import Hooks
 from vfioflow.journal import Journal
 from vfioflow.listener import Listener, listen
+from vfioflow.pending import PendingSource
 from vfioflow.policy import Policy
 from vfioflow.report import DeviceReport, Report
 from vfioflow.source import Source, migrate
@@ -74,6 +75,7 @@ __all__ = [
     "NoConvergence",
     "PeerError",
     "PeerLost",
+    "PendingSource",
     "Policy",
     "PrecopyInfo",
     "ProtocolError",

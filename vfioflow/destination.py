@@ -96,6 +96,7 @@ class Destination(Loader):
         begin = time.monotonic()
         self._begin()
         try:
+            self._check_cancelled()
             held.enter_context(ready(len(self._devices) + 1))
             await self._admit(self._offer)
             await self._open_channels(self._offer)
@@ -122,7 +123,7 @@ class Destination(Loader):
 
     async def _admit(self, offer: messages.Offer) -> None:
         """Is there a match for each, and may they move together?  Then all go to RESUMING."""
-        self._enter(Phase.SET_UP)
+        await self._turn(Phase.SET_UP)
         offer.check()
         here = await inventory.look(self._devices, timeout=self._policy.stall_timeout)
         verdict = admission.judge(inventory.offered(offer.devices), destination=here)
@@ -173,7 +174,7 @@ class Destination(Loader):
 
     async def _load(self) -> None:
         """Every stream, all at once, to its END; acknowledge the initial data on the way."""
-        self._enter(Phase.PRE_COPY)
+        await self._turn(Phase.PRE_COPY)
         inbound = self._streams
         loop = asyncio.get_running_loop()
         loop.add_reader(self._signal, self._look)
@@ -196,6 +197,10 @@ class Destination(Loader):
             )
             if all(lane.ended for lane in inbound.lanes):
                 await self._await_switchover(failure)
+                async with self._turning:
+                    pass  # the hooks of the switchover have returned
+                if failure.done():
+                    failure.result()
         finally:
             self._stuck = not all(future.done() for future in futures)
             loop.remove_reader(self._signal)
@@ -265,21 +270,21 @@ class Destination(Loader):
                 timeout=None,
                 what="a phase",
             )
-            if isinstance(message, messages.Switchover):
-                self._enter(Phase.STOP_COPY)
-                self._switched.set()
-            elif isinstance(message, messages.Config):
-                try:
+            try:
+                if isinstance(message, messages.Switchover):
+                    self._switched.set()
+                    await self._turn(Phase.STOP_COPY)
+                elif isinstance(message, messages.Config):
                     await self._take_config(message.devices)
-                except Exception as error:
-                    if not failure.done():
-                        failure.set_exception(error)
-                        failure.exception()  # seen
-                    return
-            else:
-                probed += message.size
-                self._probe_wanted = probed
-                os.eventfd_write(self._signal, 1)
+                else:
+                    probed += message.size
+                    self._probe_wanted = probed
+                    os.eventfd_write(self._signal, 1)
+            except Exception as error:
+                if not failure.done():
+                    failure.set_exception(error)
+                    failure.exception()  # seen
+                return
 
     async def _take_config(self, devices: dict[str, bytes]) -> None:
         """Load what the source's hook saved, or keep it until the data is loaded."""
@@ -311,7 +316,7 @@ class Destination(Loader):
 
     async def _validate(self) -> messages.Loaded:
         """Barrier 3: RESUMING -> STOP, where drivers check their load, then RUNNING_P2P."""
-        self._enter(Phase.HAND_OVER)
+        await self._turn(Phase.HAND_OVER)
         for lane in self._lanes:
             lane.close()
         await self._finish_config()
@@ -365,6 +370,7 @@ class Destination(Loader):
                 lane.close()
         if not (self._loaded or self._told or isinstance(error, AdmissionError)):
             await self._tell(self._control, failed)
+        await self._on_the_way_back("before", error)
         if self._touched:
             unsure = await self.taking.discard(failed.reason)
             if unsure and self._loaded and isinstance(reason, JournalError):
@@ -380,6 +386,7 @@ class Destination(Loader):
             self.taking.discarded(failed.reason)
             if self._loaded:  # COMMIT was heard: the source may take its devices back
                 await self._tell(self._control, messages.Discarded(reason=failed.reason))
+        await self._on_the_way_back("after", error)
 
     async def _close(self) -> None:
         await self._hang_up()

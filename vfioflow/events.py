@@ -30,6 +30,7 @@ __all__ = [
     "InitialLoaded",
     "InitialSent",
     "IterationDone",
+    "LimitsChanged",
     "Observer",
     "Phase",
     "PhaseEntered",
@@ -41,6 +42,7 @@ __all__ = [
     "StateChanged",
     "StateChanging",
     "SwitchoverDecided",
+    "SwitchoverHeld",
     "deliver",
     "emit",
 ]
@@ -170,6 +172,24 @@ class SwitchoverDecided:
 
 
 @dataclass(frozen=True, slots=True)
+class SwitchoverHeld:
+    """It could switch over, and does not yet: it is held, or the hook says no (source).
+
+    Once, not for each round; what lasts then copies on.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsChanged:
+    """The user changed limits while it runs: seconds, bytes per second or None (source)."""
+
+    downtime_limit: float
+    max_bandwidth: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """The point of no return is passed: the source has recorded it, or the destination has."""
 
@@ -269,6 +289,8 @@ Event: TypeAlias = (
     | IterationDone
     | Decided
     | SwitchoverDecided
+    | SwitchoverHeld
+    | LimitsChanged
     | Progress
     | BackPressure
     | ConnectionLost

@@ -13,10 +13,11 @@ from vfioflow import barrier, events
 from vfioflow.errors import DeviceError, StallError
 from vfioflow.events import emit
 from vfioflow.lanes import Outbound, drive
+from vfioflow.pending import Part
 from vfioflow.precopy import Bandwidth
 from vfioflow.probe import Probe
 from vfioflow.reconnect import Redial
-from vfioflow.report import DeviceReport
+from vfioflow.report import DeviceReport, PendingReport
 from vfioflow.rounds import Lane
 from vfioflow.session import Session
 from vfioflow.states import SAVING, State
@@ -44,6 +45,7 @@ class Giver(Session):
     """A source's session, without the order of its steps."""
 
     _lanes: list[Lane]
+    _parts: list[Part]
     _bandwidth: Bandwidth
     _control: Control | None = None
     _out: Outbound | None = None
@@ -109,11 +111,14 @@ class Giver(Session):
         try:
             return await drive(
                 futures,
-                stop=out.stop,
+                stop=self._stop,
                 failure=self._peer.failure,
-                busy=lambda: dict.fromkeys(
-                    self._busy(), sum(channel.wire_bytes for channel in out.channels)
-                ),
+                busy=lambda: {
+                    **dict.fromkeys(
+                        self._busy(), sum(channel.wire_bytes for channel in out.channels)
+                    ),
+                    **{f"pending source {p.name}": p.sent for p in self._parts if p.busy},
+                },
                 stall_timeout=self._policy.stall_timeout,
                 stalled=lambda error: self._tell_early(self._peer, error),
                 tick=self._progress,
@@ -121,6 +126,11 @@ class Giver(Session):
         finally:
             # A pump that does not return keeps its data fd: closing it would free the number.
             self._stuck = not all(future.done() for future in futures)
+
+    def _stop(self) -> None:
+        self._wire.stop()
+        for part in self._parts:
+            part.stop()
 
     def _busy(self) -> list[str]:
         busy = [f"device {lane.name}" for lane in self._lanes if lane.busy]
@@ -141,6 +151,10 @@ class Giver(Session):
                         lane.name, lane.sent, lane.stream.wire_bytes, lane.pending.exact
                     )
                     for lane in self._lanes
+                )
+                + tuple(
+                    events.DeviceProgress(part.name, part.sent, part.sent, part.pending.exact)
+                    for part in self._parts
                 ),
             ),
         )
@@ -174,6 +188,16 @@ class Giver(Session):
                     digest_ok=True if self._committed and self._policy.digest else None,
                     final_state=states[lane.name],
                     can_precopy=lane.can_precopy,
+                )
+            )
+        for part in self._parts:
+            moved = part.sent
+            report.pending.append(
+                PendingReport(
+                    name=part.name,
+                    bytes_precopy=part.precopy_bytes,
+                    bytes_stopcopy=moved - part.precopy_bytes,
+                    iterations=part.iterations,
                 )
             )
         report.bytes_total = sum(lane.sent for lane in self._lanes)

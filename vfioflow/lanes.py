@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import math
 import os
 import socket
 import termios
@@ -21,7 +22,7 @@ from vfioflow._fdio import Cancel
 from vfioflow._inlane import InLane, Receiver
 from vfioflow._outlane import OutLane
 from vfioflow._waits import Limiter
-from vfioflow.errors import PeerLost, RemoteError, ResourceError, StallError
+from vfioflow.errors import ConfigError, PeerLost, RemoteError, ResourceError, StallError
 from vfioflow.policy import Policy
 from vfioflow.threads import in_thread, settle
 from vfioflow.wire.opening import HEARD, send_all
@@ -107,6 +108,7 @@ class Outbound(_Ends):
         window = policy.window_size(len(sockets))
         super().__init__(sockets, window=window, keys=keys, sender=True)
         self.limiter = Limiter(policy.max_bandwidth or 0)
+        self._frame_size = policy.frame_size
         threads = policy.thread_count
         spare_jobs = _JOBS_PER_THREAD * threads
         # A pump holds one buffer, a compressor one besides its jobs, a probe one per channel.
@@ -150,6 +152,19 @@ class Outbound(_Ends):
         super().close(stuck=stuck)
         if self._crew is not None:
             self._crew.close(wait=not stuck)
+
+    def limit(self, policy: Policy) -> None:
+        """Take the bandwidth limit of ``policy`` from now on.  Raises ConfigError: too low for its frames."""
+        rate = policy.max_bandwidth
+        if rate is not None and rate < (
+            least := math.ceil(self._frame_size * 8 / policy.stall_timeout)
+        ):
+            raise ConfigError(
+                f"max_bandwidth={rate}: at least {least} bytes per second, once frames of"
+                f" {self._frame_size} bytes are agreed on; a migration that begins with a low one"
+                " takes smaller frames"
+            )
+        self.limiter.rate = rate or 0
 
     def unsent(self) -> int:
         """Bytes that the peer has not yet acknowledged receiving (``SIOCOUTQ``)."""

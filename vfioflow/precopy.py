@@ -127,6 +127,11 @@ class Bandwidth:
         """Take ``rate`` until there is a sample."""
         self._first = rate
 
+    def forget(self) -> None:
+        """The wire has changed: what was measured no longer counts."""
+        self._moved = self._seconds = self._best = 0.0
+        self._first = None
+
     def add(self, moved: int, seconds: float) -> bool:
         """Take in that ``moved`` device bytes took ``seconds``; whether that counted."""
         if moved < self.MIN_BYTES or seconds < self.MIN_SECONDS:

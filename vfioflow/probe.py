@@ -40,7 +40,7 @@ class Probe:
         Returns the bytes and the seconds of the fastest try: what slows one down is the machine.
         """
         size = _FIRST
-        if rate := self._policy.max_bandwidth:
+        if rate := self._out.limiter.rate:
             size = max(min(size, int(rate * _SECONDS)), 1)
         tries: list[tuple[int, float]] = []
         while size <= _LARGEST and sum(seconds >= _SECONDS for _, seconds in tries) < 2:

@@ -15,6 +15,7 @@ __all__ = [
     "Clock",
     "DeviceReport",
     "Judged",
+    "PendingReport",
     "PhaseSpan",
     "Report",
     "Sample",
@@ -117,6 +118,16 @@ class DeviceReport(msgspec.Struct, kw_only=True):
         return self.bytes_wire / self.bytes_total if self.bytes_total else None
 
 
+class PendingReport(msgspec.Struct, kw_only=True):
+    """What the stack moved besides the devices, over its own connections.  Bytes."""
+
+    name: str
+    bytes_precopy: int = 0
+    bytes_stopcopy: int = 0
+    iterations: int = 0
+    """Pre-copy rounds in which it moved something."""
+
+
 class Report(msgspec.Struct, kw_only=True):
     """The result of one side of a migration.
 
@@ -148,6 +159,8 @@ class Report(msgspec.Struct, kw_only=True):
     switchover_reason: str = ""
     steps_ms: dict[str, float] = msgspec.field(default_factory=dict)
     devices: list[DeviceReport] = msgspec.field(default_factory=list)
+    pending: list[PendingReport] = msgspec.field(default_factory=list)
+    """The stack's own sources, such as guest RAM (source); ``bytes_total`` does not count them."""
     schema_version: int = SCHEMA_VERSION
     policy: dict[str, Any] = msgspec.field(default_factory=dict)
     fixed_ms: float | None = None
@@ -156,8 +169,10 @@ class Report(msgspec.Struct, kw_only=True):
 
     @property
     def bytes_stopcopy(self) -> int:
-        """Device bytes that moved while the virtual machine stood still (source)."""
-        return sum(device.bytes_stopcopy or 0 for device in self.devices)
+        """Bytes that moved while the virtual machine stood still, of devices and the stack's own (source)."""
+        return sum(device.bytes_stopcopy or 0 for device in self.devices) + sum(
+            part.bytes_stopcopy for part in self.pending
+        )
 
     @property
     def wire_ms(self) -> float | None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from vfioflow import events, precopy
@@ -14,6 +15,8 @@ from vfioflow._outlane import OutLane
 from vfioflow.devices.base import Device
 from vfioflow.errors import StallError
 from vfioflow.events import Observer, emit
+from vfioflow.gate import Gate
+from vfioflow.pending import Part
 from vfioflow.policy import Policy
 from vfioflow.precopy import Bandwidth, Decision, Pending, Round, Verdict
 from vfioflow.states import Flags
@@ -25,6 +28,9 @@ __all__ = ["Drive", "Lane", "Rounds", "ask_sizes"]
 
 _SHORTEST = 0.05
 """Seconds from the start of one round to the next at least; little to move is no reason to spin."""
+
+_HELD = 0.5
+"""The same while a switchover is held: what is dirtied is kept small, and the devices have some rest."""
 
 _STALE = 1.0
 """Seconds after which a bandwidth is measured again; the probe's 50 ms are then 5 % of the wire."""
@@ -128,18 +134,22 @@ def ask_sizes(lanes: Sequence[Lane]) -> list[Pending]:
 
 
 class Rounds:
-    """Iterates over the devices that can pre-copy until :func:`precopy.decide` says otherwise.
+    """Iterates over all that can pre-copy until :func:`precopy.decide` says otherwise.
 
-    ``fixed_seconds`` is the part of the downtime that does not depend on how much is left;
-    ``unsent`` tells how many bytes still wait in the sockets; ``probe`` measures the wire: bytes,
-    and the seconds they took.  ``iterations`` counts the rounds.
+    ``parts`` are the stack's own sources.  ``policy`` may change between two rounds.  Rounds in which
+    the ``gate`` kept it from switching over count for no limit.  ``fixed_seconds`` is the part of the
+    downtime that does not depend on how much is left; ``unsent`` tells how many bytes still wait in
+    the sockets; ``probe`` measures the wire: bytes, and the seconds they took.  ``iterations`` counts
+    the rounds.
     """
 
     def __init__(
         self,
         lanes: Sequence[Lane],
+        parts: Sequence[Part],
         *,
-        policy: Policy,
+        policy: Callable[[], Policy],
+        gate: Gate,
         control: Control,
         drive: Drive,
         unsent: Callable[[], int],
@@ -150,7 +160,14 @@ class Rounds:
     ) -> None:
         self._lanes = lanes
         self._copying = [lane for lane in lanes if lane.can_precopy]
+        self._parts = parts
+        self._all: list[Lane | Part] = [*lanes, *parts]
         self._policy = policy
+        self._gate = gate
+        self._chunk = policy().frame_size
+        self._held = ""
+        self._held_rounds = 0
+        self._held_seconds = 0.0
         self._control = control
         self._drive = drive
         self._unsent = unsent
@@ -167,13 +184,19 @@ class Rounds:
         Raises whatever the devices, the wire or the peer fail with.
         """
         acknowledged = asyncio.create_task(self._await_ack())
-        begin = last = self._measured = time.monotonic()
+        begin = last = surveyed = self._measured = time.monotonic()
         moved = 0
         try:
             while True:
                 if acknowledged.done():
                     acknowledged.result()
-                decision = await self._survey(time.monotonic() - begin, acknowledged.done())
+                now = time.monotonic()
+                if self._held:
+                    self._held_rounds += 1
+                    self._held_seconds += now - surveyed
+                surveyed = now
+                decision = await self._survey(now - begin, acknowledged.done())
+                decision = await self._pass(decision)
                 rate = self._bandwidth.value
                 emit(self._observer, events.Decided(self.iterations, moved, rate, decision))
                 if decision.verdict is Verdict.SWITCH_OVER:
@@ -187,22 +210,35 @@ class Rounds:
                 moved = await self._round()
                 seconds = time.monotonic() - started
                 emit(self._observer, events.IterationDone(self.iterations, moved, seconds))
-                await self._pause(started + _SHORTEST - time.monotonic(), acknowledged)
-                if acknowledged.done():
+                shortest = _HELD if self._held else _SHORTEST
+                await self._pause(started + shortest - time.monotonic(), acknowledged)
+                if acknowledged.done() or self._bandwidth.value is None:
                     await self._measure_again()
                 if moved or acknowledged.done():
                     last = time.monotonic()
-                elif time.monotonic() - last > 2 * self._policy.stall_timeout:
+                elif time.monotonic() - last > 2 * self._policy().stall_timeout:
                     # Longer than the destination waits for its own devices: it knows the reason.
                     raise StallError(
                         "the destination has not acknowledged the initial data for"
-                        f" {2 * self._policy.stall_timeout:g} s"
+                        f" {2 * self._policy().stall_timeout:g} s"
                     )
         finally:
             acknowledged.cancel()
             await asyncio.wait([acknowledged])
-            for lane in self._lanes:
-                lane.precopy_bytes = lane.sent
+            for each in self._all:
+                each.precopy_bytes = each.sent
+
+    async def _pass(self, decision: Decision) -> Decision:
+        """A decision to switch over has to pass the gate; else it is to go on."""
+        why = ""
+        if decision.verdict is Verdict.SWITCH_OVER:
+            why = await self._gate.objection(decision)
+        if why and not self._held:
+            emit(self._observer, events.SwitchoverHeld(why))
+        self._held = why
+        if not why:
+            return decision
+        return replace(decision, verdict=Verdict.ITERATE, reason=f"{why}: {decision.reason}")
 
     async def _await_ack(self) -> None:
         """SWITCHOVER_ACK; a set in which nobody can pre-copy needs none."""
@@ -222,15 +258,17 @@ class Rounds:
                 if lane.pending.initial == 0 and not lane.marked:
                     lane.mark()
                     marked.append(lane.name)
+            for part in self._parts:
+                part.ask_estimate()
             now = Round(
-                self.iterations,
-                elapsed,
-                tuple(lane.pending for lane in self._lanes),
+                self.iterations - self._held_rounds,
+                elapsed - self._held_seconds,
+                tuple(each.pending for each in self._all),
                 self._bandwidth.value,
                 self._fixed_seconds,
                 acknowledged,
             )
-            return precopy.decide(now, self._policy, lambda: ask_sizes(self._lanes))
+            return precopy.decide(now, self._policy(), self._ask_exact)
 
         decision: Decision
         [decision] = await self._drive([in_thread(survey, name="survey")])
@@ -238,40 +276,59 @@ class Rounds:
             emit(self._observer, events.InitialSent(name))
         return decision
 
+    def _ask_exact(self) -> list[Pending]:
+        """What stop-copy would move of each.  Blocking."""
+        for part in self._parts:
+            part.ask_exact()
+        return [*ask_sizes(self._lanes), *(part.pending for part in self._parts)]
+
     async def _round(self) -> int:
-        """Move of each device what it reported.  Returns the device bytes moved."""
-        before = [lane.sent for lane in self._copying]
+        """Move of each what it reported.  Returns the bytes moved."""
+        copying: list[Lane | Part] = [*self._copying, *self._parts]
+        before = [each.sent for each in copying]
+        limit = self._policy().max_bandwidth
         begin = time.monotonic()
         await self._drive(
-            [in_thread(self._copy, lane, name=f"{lane.name}-copy") for lane in self._copying]
+            [
+                *(in_thread(self._copy, lane, name=f"{lane.name}-copy") for lane in self._copying),
+                *(part.iterate(self._budget(part)) for part in self._parts if part.pending.dirty),
+            ]
         )
         seconds = time.monotonic() - begin
-        moved = [lane.sent - sent for lane, sent in zip(self._copying, before, strict=True)]
-        for lane, part in zip(self._copying, moved, strict=True):
-            lane.iterations += part > 0
-        if self._bandwidth.add(sum(moved) - self._unsent(), seconds):
+        moved = [each.sent - sent for each, sent in zip(copying, before, strict=True)]
+        for each, size in zip(copying, moved, strict=True):
+            each.iterations += size > 0
+        same = limit == self._policy().max_bandwidth
+        if same and self._bandwidth.add(sum(moved) - self._unsent(), seconds):
             self._measured = time.monotonic()
         self.iterations += 1
         return sum(moved)
 
+    def _budget(self, of: Lane | Part) -> int:
+        """How much of it to move in this round, in bytes."""
+        most = max(16 * self._chunk, int(_ROUND_SECONDS * (self._bandwidth.value or 0)))
+        return min(max(of.pending.precopy, self._chunk), most)
+
     def _copy(self, lane: Lane) -> None:
-        chunk = self._policy.frame_size
-        most = max(16 * chunk, int(_ROUND_SECONDS * (self._bandwidth.value or 0)))
-        lane.pump(min(max(lane.pending.precopy, chunk), most), precopy=True)
+        lane.pump(self._budget(lane), precopy=True)
 
     async def _measure_again(self) -> None:
         """Rounds that have become small say nothing of the rate; a look at the wire does."""
-        if time.monotonic() - self._measured > _STALE:
+        if self._bandwidth.value is None or time.monotonic() - self._measured > _STALE:
             self._bandwidth.refresh(*await self._probe())
             self._measured = time.monotonic()
 
     async def _pause(self, seconds: float, acknowledged: asyncio.Task[None]) -> None:
-        """Wait, or until the peer has something to say."""
+        """Wait, or until the peer has something to say or the gate has turned."""
         if seconds <= 0:
             return
-        watched: set[asyncio.Future[None]] = {self._control.failure}
+        turned = asyncio.create_task(self._gate.until_turned())
+        watched: set[asyncio.Future[None]] = {self._control.failure, turned}
         if not acknowledged.done():
             watched.add(acknowledged)
-        await asyncio.wait(watched, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait(watched, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            turned.cancel()
         if self._control.failure.done():
             self._control.failure.result()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import TypeVar
+from dataclasses import asdict, replace
+from typing import TypedDict, TypeVar, Unpack
 
-from vfioflow import admission, barrier, events, inventory
+from vfioflow import barrier, events
 from vfioflow._outlane import END
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
-    AdmissionError,
     ConfigError,
     HandoverInDoubt,
     IntegrityError,
@@ -25,30 +24,25 @@ from vfioflow.errors import (
     VfioflowError,
 )
 from vfioflow.events import Observer, Phase, emit
-from vfioflow.giver import Giver
+from vfioflow.gate import Gate
 from vfioflow.handover import Giving
 from vfioflow.hooks import Hooks, SaveConfig, call, save_all
 from vfioflow.journal import Journal
-from vfioflow.lanes import Outbound
+from vfioflow.outset import Outset
+from vfioflow.pending import Part, PendingSource
 from vfioflow.policy import Policy
 from vfioflow.precopy import Arcs, Bandwidth, Verdict, source_seconds
-from vfioflow.probe import Probe
-from vfioflow.reconnect import Redial
 from vfioflow.report import Clock, Report
 from vfioflow.resolution import Comeback
-from vfioflow.rounds import Lane, Rounds, ask_sizes
+from vfioflow.rounds import Lane, Rounds
 from vfioflow.states import Flags, State, quiesced
 from vfioflow.story import check_session
 from vfioflow.threads import finish, in_thread, ready
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
-from vfioflow.wire.greeting import call as call_peer
-from vfioflow.wire.keys import Keys
-from vfioflow.wire.opening import Preamble, Role, connect
 from vfioflow.wire.security import Security
-from vfioflow.wire.trouble import printable
 
-__all__ = ["Source", "migrate"]
+__all__ = ["Limits", "Source", "migrate"]
 
 T = TypeVar("T")
 
@@ -64,6 +58,7 @@ async def migrate(
     *,
     policy: Policy | None = None,
     hooks: Hooks | None = None,
+    pending: Sequence[PendingSource] = (),
     observer: Observer | None = None,
     journal: Journal | None = None,
     session: str = "",
@@ -77,7 +72,9 @@ async def migrate(
         devices: the set, all RUNNING.
         to: "tcp://HOST:PORT".
         policy: limits and choices; the defaults suit a set that converges.
-        hooks: stop and start of the vCPUs.
+        hooks: stop and start of the vCPUs, and what else the stack does on the way.
+        pending: what the stack moves itself, such as guest RAM, and what the decision to switch over
+            is to take into account.
         observer: gets every event of :mod:`vfioflow.events`.
         journal: where to record what is decided, so that it outlives this process.
         session: the migration's name; default: a new one.  One that the journal knows is not
@@ -96,6 +93,7 @@ async def migrate(
         to,
         policy=policy,
         hooks=hooks,
+        pending=pending,
         observer=observer,
         journal=journal,
         session=session,
@@ -104,8 +102,19 @@ async def migrate(
     return await source.run()
 
 
-class Source(Giver):
-    """One migration, seen from the source.  ``report`` is there however it ends."""
+class Limits(TypedDict, total=False):
+    """What may be changed while it runs; each as in :class:`vfioflow.Policy`."""
+
+    downtime_limit: float
+    max_bandwidth: int | None
+
+
+class Source(Outset):
+    """One migration, seen from the source.  ``report`` is there however it ends.
+
+    While :meth:`run` is awaited, :meth:`change`, :meth:`hold`, :meth:`go_on` and :meth:`cancel` may be
+    called from the event loop's thread.
+    """
 
     def __init__(
         self,
@@ -114,6 +123,7 @@ class Source(Giver):
         *,
         policy: Policy | None = None,
         hooks: Hooks | None = None,
+        pending: Sequence[PendingSource] = (),
         observer: Observer | None = None,
         journal: Journal | None = None,
         session: str = "",
@@ -132,13 +142,36 @@ class Source(Giver):
         super().__init__(devices, report, policy=policy, hooks=hooks or Hooks(), observer=observer)
         self._giving = Giving(journal, report.session, self._address, self._guard, policy)
         self._lanes = [Lane(device) for device in devices]
+        self._parts = [Part(source) for source in pending]
+        self._gate = Gate(self._hooks.may_switch_over)
         self._held = {}
         self._bandwidth = Bandwidth()
-        self._keys: Keys | None = None
-        self._round_trip = 0.0
-        self._load_seconds = 0.0
         self._ended = False  # whether the destination may have had all that it needs
         self._journal_there = ""
+
+    def change(self, **limits: Unpack[Limits]) -> None:
+        """Change ``downtime_limit`` (seconds) or ``max_bandwidth`` (bytes per second, None: no limit).
+
+        Both hold from the next decision and the next frame on.  Raises ConfigError: a value is wrong,
+        or so low a bandwidth that a frame of the size that was agreed on would look like a stall.
+        """
+        policy = replace(self._policy, **limits)
+        if self._out is not None and policy.max_bandwidth != self._policy.max_bandwidth:
+            self._out.limit(policy)
+            self._bandwidth.forget()
+        self._policy = policy
+        self.report.policy = asdict(policy)
+        self.report.downtime_limit_ms = policy.downtime_limit * 1e3
+        emit(self._observer, events.LimitsChanged(policy.downtime_limit, policy.max_bandwidth))
+        self._gate.turn()
+
+    def hold(self) -> None:
+        """Do not switch over before :meth:`go_on`; pre-copy goes on, and gives up for no limit meanwhile."""
+        self._gate.hold()
+
+    def go_on(self) -> None:
+        """Switch over again as soon as it can."""
+        self._gate.go_on()
 
     async def run(self) -> Report:
         """Migrate.  Once per object.  Raises as :func:`migrate` does."""
@@ -152,7 +185,8 @@ class Source(Giver):
             self._end()
             return self.report
         try:
-            held.enter_context(ready(len(self._devices) + 1))
+            self._check_cancelled()
+            held.enter_context(ready(len(self._lanes) + len(self._parts) + 1))
             await self._admit()
             await self._giving.begin(self._devices)
             await self._connect()
@@ -178,115 +212,18 @@ class Source(Giver):
             self._end()
         return self.report
 
-    # ------------------------------------------------------------------ set-up
-
-    async def _admit(self) -> None:
-        """Refuse what may not migrate, before anything is touched."""
-        if wrong := {
-            lane.name: f"its name is {lane.device.name!r}, its info says {lane.name!r}"
-            for lane in self._lanes
-            if lane.device.name != lane.name
-        }:
-            raise AdmissionError(wrong)
-        facts = await inventory.look(self._devices, timeout=self._policy.stall_timeout)
-        around = admission.Circumstances(policy=self._policy)
-        if reasons := admission.judge(facts, around).reasons():
-            raise AdmissionError(reasons)
-
-    async def _connect(self) -> None:
-        """HELLO, both ways."""
-        self._enter(Phase.CONNECT)
-        self._control, self._keys = await call_peer(
-            self._address, self.report.session, self._guard, self._policy.connect_timeout
-        )
-        self._control.patience = 2 * self._policy.stall_timeout
-
-    async def _offer(self) -> None:
-        """OFFER the set; once it is accepted, open the data connections."""
-        assert self._keys is not None
-        self._enter(Phase.SET_UP)
-        control, policy = self._peer, self._policy
-        channels = policy.channel_count(len(self._lanes))
-        await self._call(lambda: ask_sizes(self._lanes), name="sizes")
-        await control.send(
-            messages.Offer(
-                devices=[
-                    messages.OfferedDevice(
-                        name=lane.name,
-                        driver=lane.info.driver,
-                        profile=lane.info.profile,
-                        flags=int(lane.info.flags),
-                        size=lane.pending.stop_copy,
-                        version=lane.info.version,
-                        firmware=lane.info.firmware,
-                        model=lane.info.model,
-                    )
-                    for lane in self._lanes
-                ],
-                channels=channels,
-                chunk_size=policy.frame_size,
-                digests=policy.digest,
-                window=policy.window_size(channels),
-                reconnect_seconds=policy.reconnect_timeout,
-            )
-        )
-        answer = await control.expect(
-            messages.Accept, messages.Refuse, timeout=2 * policy.stall_timeout, what="its verdict"
-        )
-        if isinstance(answer, messages.Refuse):
-            said = answer.reasons.items()
-            raise AdmissionError({printable(name): printable(why) for name, why in said})
-        self._load_seconds = answer.load_seconds
-        sockets = []
-        try:
-            for number in range(channels):
-                token = self._keys.token(Role.DATA, number, 0)
-                preamble = Preamble(Role.DATA, number, token)
-                sockets.append(
-                    await connect(self._address, preamble, policy.connect_timeout, self._guard)
-                )
-            ready = await control.expect(
-                messages.Ready, timeout=policy.connect_timeout, what="word that it is ready"
-            )
-            names = [lane.name for lane in self._lanes]
-            keys = [self._keys.frames(number) for number in range(channels)]
-            self._out = Outbound(names, sockets, policy, splice=ready.splice, keys=keys)
-        finally:
-            if self._out is None:
-                for sock in sockets:
-                    sock.close()
-        for lane, out in zip(self._lanes, self._out.lanes, strict=True):
-            lane.out = out
-        if policy.reconnect_timeout:
-            control.resumable = True
-            self._redial = Redial(
-                self._address,
-                self._guard,
-                self._keys,
-                control,
-                self._out,
-                patience=self._patience,
-                observer=self._observer,
-            )
-            self._redialing = asyncio.create_task(self._redial.run(), name="vfioflow-redial")
-
-    async def _measure_wire(self) -> None:
-        """Let the first decision know the wire's round trip and rate already."""
-        probe = self._probe = Probe(self._wire, self._peer, self._policy, self._drive)
-        self._round_trip = await probe.round_trip()
-        size, seconds = await probe.measure()
-        self._bandwidth.assume(size / seconds)
-
     # ---------------------------------------------------------------- pre-copy
 
     async def _precopy(self) -> None:
         """Iterate until what is left fits the downtime limit."""
-        self._enter(Phase.PRE_COPY)
+        await self._turn(Phase.PRE_COPY)
         assert self._probe is not None
         copying = [lane for lane in self._lanes if lane.can_precopy]
         rounds = Rounds(
             self._lanes,
-            policy=self._policy,
+            self._parts,
+            policy=lambda: self._policy,
+            gate=self._gate,
             control=self._peer,
             drive=self._drive,
             unsent=self._wire.unsent,
@@ -314,7 +251,7 @@ class Source(Giver):
     async def _switch_over(self) -> None:
         """Stop the vCPUs, then barrier 1 and 2, then drain every stream to its end."""
         emit(self._observer, events.Preparing(tuple(lane.name for lane in self._lanes)))
-        self._enter(Phase.STOP_COPY)
+        await self._turn(Phase.STOP_COPY)
         self._clock = Clock(self.report.steps_ms)
         self._vcpus_stopped = True
         self._stopped_at = time.monotonic()
@@ -336,7 +273,10 @@ class Source(Giver):
             await self._send_config(self._hooks.save_config)
             self._clock.lap("config")
         await self._drive(
-            [in_thread(self._drain, lane, name=f"{lane.name}-drain") for lane in self._lanes]
+            [
+                *(in_thread(self._drain, lane, name=f"{lane.name}-drain") for lane in self._lanes),
+                *(part.complete() for part in self._parts),
+            ]
         )
         self._ended = True
         self._ending = True
@@ -371,7 +311,9 @@ class Source(Giver):
 
     async def _await_loaded(self) -> None:
         """LOADED of all devices; an acknowledgement that nobody waited for may come before it."""
-        self._enter(Phase.HAND_OVER)
+        await self._turn(Phase.HAND_OVER)
+        if self._hooks.before is not None or self._hooks.after is not None:
+            self._clock.lap("hooks")
         # Longer than the destination waits for its own devices: it knows the reason.
         limit = 2 * self._policy.stall_timeout + self._load_seconds
         while True:
@@ -409,7 +351,7 @@ class Source(Giver):
             with suppress(PeerError):
                 await self._peer.send(messages.Goodbye())
         await self._release()
-        self._enter(Phase.DONE)
+        await self._done()
 
     def _journaled(self, step: str, seconds: float) -> None:
         if seconds:
@@ -461,6 +403,7 @@ class Source(Giver):
             self._committed = True
             self._in_doubt(error, f"The devices here stay stopped: {unsure}")
             return
+        await self._on_the_way_back("before", error)
         if self._touched:
             trouble = await barrier.back_to_running(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
@@ -472,7 +415,12 @@ class Source(Giver):
             except VfioflowError as failed_too:
                 self.report.error = f"{self.report.error}; the vCPUs are stopped: {failed_too}"
                 error.add_note(f"the vCPUs are stopped: {failed_too}")
+        for part in self._parts:
+            if trouble_there := await part.abort(self._policy.stall_timeout):
+                self.report.error = f"{self.report.error}; {trouble_there}"
+                error.add_note(trouble_there)
         await self._giving.back(self._devices, self.report.error or "")
+        await self._on_the_way_back("after", error)
         if self._ended and not told and (alarm := await self._giving.discard()):
             error.add_note(alarm)
 

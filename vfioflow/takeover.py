@@ -15,7 +15,7 @@ from typing import Any
 from vfioflow import barrier
 from vfioflow.devices.base import Device
 from vfioflow.errors import HandoverInDoubt, JournalError, PeerError, PeerLost, RemoteError
-from vfioflow.events import Phase, Resumed, emit
+from vfioflow.events import Resumed, emit
 from vfioflow.handover import Decision, Log
 from vfioflow.hooks import call
 from vfioflow.journal import Entry, Journal
@@ -241,7 +241,7 @@ class Taker(Session):
             self.report.error = f"runs here, but the source could not be told: {lost}"
         else:
             await self.taking.told()
-        self._enter(Phase.DONE)
+        await self._done()
 
     async def _until_told(self, control: Control | None, message: messages.Running) -> str:
         """Say RUNNING until the source knows, here or on another connection; else why it does not."""

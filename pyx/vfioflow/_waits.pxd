@@ -12,6 +12,7 @@ cdef class Limiter:
     cdef pthread_mutex_t lock
     cdef uint64_t _rate
     cdef int64_t free_at
+    cdef uint64_t changes
     cdef int take(self, size_t size, int cancel_fd) noexcept nogil
 
 

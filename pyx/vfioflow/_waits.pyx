@@ -19,7 +19,8 @@ from vfioflow._fdio cimport port_t, wait_fd
 cdef enum:
     # Longest that a limited lane may fall behind its rate and still catch up: 10 ms.
     BURST_NS = 10 * 1000 * 1000
-    MAX_WAIT_MS = 1 << 30
+    # How long a wait may go on at a rate that was changed.
+    LOOK_MS = 100
 
 
 cdef int64_t now_ns() noexcept nogil:
@@ -78,21 +79,32 @@ cdef class Limiter:
 
     @rate.setter
     def rate(self, uint64_t rate):
+        pthread_mutex_lock(&self.lock)
         self._rate = rate
+        self.free_at = 0        # what was owed at another rate is forgiven
+        self.changes += 1
+        pthread_mutex_unlock(&self.lock)
 
     cdef int take(self, size_t size, int cancel_fd) noexcept nogil:
-        cdef int64_t now, wait
+        cdef int64_t now, due
+        cdef uint64_t changes
         cdef int status
         if self._rate == 0:
             return 0
         pthread_mutex_lock(&self.lock)
+        if self._rate == 0:     # since just now
+            pthread_mutex_unlock(&self.lock)
+            return 0
         now = now_ns()
         if self.free_at < now - BURST_NS:
             self.free_at = now - BURST_NS
         self.free_at += <int64_t> (<double> size * 1e9 / self._rate)
-        wait = self.free_at - now
+        due = self.free_at
+        changes = self.changes
         pthread_mutex_unlock(&self.lock)
-        if wait < 1000000:
-            return 0
-        status = wait_fd(-1, 0, cancel_fd, <int> min(wait // 1000000, MAX_WAIT_MS))
-        return 0 if status == -ETIMEDOUT else status
+        while due - now >= 1000000 and changes == self.changes:
+            status = wait_fd(-1, 0, cancel_fd, <int> min((due - now) // 1000000, LOOK_MS))
+            if status != -ETIMEDOUT:
+                return status
+            now = now_ns()
+        return 0

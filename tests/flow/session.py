@@ -7,10 +7,19 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from vfioflow import Hooks, Policy, Report, Security, SimDevice, State, listen
+from vfioflow import (
+    Hooks,
+    PendingSource,
+    Policy,
+    Report,
+    Security,
+    SimDevice,
+    Source,
+    State,
+    listen,
+)
 from vfioflow.devices.sim import ledger
 from vfioflow.events import BarrierPassed, Event, StateChanged
-from vfioflow.source import Source
 
 MIB = 1 << 20
 
@@ -59,9 +68,12 @@ async def run(
     source_hooks: Hooks | None = None,
     security: Security | None = None,
     source_security: Security | None = None,
+    pending: Sequence[PendingSource] = (),
+    began: Callable[[Source], None] | None = None,
 ) -> Outcome:
     """Migrate ``source`` onto ``destination``.  ``through`` puts something between (an address
-    for an address); ``cancel`` cancels one side at an event of either."""
+    for an address); ``cancel`` cancels one side at an event of either; ``began`` gets the source
+    before it runs."""
     order: list[tuple[str, str, object]] = []
     tasks: dict[str, asyncio.Task[Report]] = {}
     result = Outcome(Report(role="source", outcome="failed"), None, None, None, order)
@@ -103,9 +115,12 @@ async def run(
             address,
             policy=policy,
             hooks=source_hooks,
+            pending=pending,
             observer=observe("source"),
             security=source_security,
         )
+        if began is not None:
+            began(sender)
         session: list[object] = []
 
         async def receive() -> Report:

@@ -37,6 +37,8 @@ EVERY = [
     events.IterationDone(3, 4096, 0.2),
     events.Decided(3, 4096, 1e9, DECISION),
     events.SwitchoverDecided(3, 1e9, 0.04, DECISION),
+    events.SwitchoverHeld("held"),
+    events.LimitsChanged(0.2, None),
     events.Progress(Phase.PRE_COPY, (NET,)),
     events.BackPressure("net0", 0.6),
     events.ConnectionLost("channel 1"),

@@ -81,6 +81,8 @@ class Spans:
         elif isinstance(event, events.SwitchoverDecided):
             decision = event.decision
             about = {"vfioflow.reason": decision.reason, "vfioflow.threshold": decision.threshold}
+        elif isinstance(event, events.SwitchoverHeld):
+            about = {"vfioflow.reason": event.reason}
         span.add_event(type(event).__name__, about)
 
     def _fault(self, device: str, step: str, reason: str) -> None:
