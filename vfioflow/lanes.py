@@ -311,7 +311,7 @@ async def drive(
             stop()
             await settle(waiting, timeout=stall_timeout)
             for future in waiting:
-                if future.done():
+                if future.done() and not future.cancelled():
                     future.exception()
     return [future.result() for future in futures]
 

@@ -36,7 +36,7 @@ class Outset(Giver):
 
     async def _admit(self) -> None:
         """Refuse what may not migrate, before anything is touched."""
-        names = [each.name for each in (*self._lanes, *self._parts)]
+        names = [lane.name for lane in self._lanes] + [part.name for part in self._parts]
         if twice := [part.name for part in self._parts if names.count(part.name) > 1]:
             raise AdmissionError(
                 dict.fromkeys(twice, "a pending source needs a name that nothing else has")

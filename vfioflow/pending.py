@@ -74,6 +74,7 @@ class Part:
         self._began = source.moved
         self._at_work: asyncio.Future[None] | None = None
         self._aborting: asyncio.Future[None] | None = None
+        self._stopped = False
 
     @property
     def sent(self) -> int:
@@ -103,6 +104,7 @@ class Part:
         if self._at_work is None or self._at_work.done():
             return
         if isinstance(self._at_work, asyncio.Task):
+            self._stopped = True
             self._at_work.cancel()
         else:
             self._abort()
@@ -111,6 +113,7 @@ class Part:
         """Tell the source that the migration has failed.  Returns "", or what went wrong."""
         aborting = self._abort()
         if not await settle([aborting], timeout=timeout):
+            self._stopped = True
             aborting.cancel()
             return f"the pending source {self.name}: abort has not returned for {timeout:g} s"
         with suppress(asyncio.CancelledError):
@@ -146,6 +149,11 @@ class Part:
     ) -> None:
         try:
             await function(*words)
+        except asyncio.CancelledError as error:
+            if self._stopped:
+                raise
+            # What it awaits was cancelled, and not the migration.
+            raise self._failed(step, error) from error
         except Exception as error:  # somebody else's code may raise anything
             raise self._failed(step, error) from error
 
@@ -167,6 +175,6 @@ class Part:
             )
         return size
 
-    def _failed(self, step: str, error: Exception) -> HookError:
+    def _failed(self, step: str, error: BaseException) -> HookError:
         what = str(error) or type(error).__name__
         return HookError(f"the pending source {self.name}: {step} failed: {what}")
