@@ -16,6 +16,7 @@ from vfioflow.devices.dirty import DirtyLog
 from vfioflow.devices.host import HostDevice, discover
 from vfioflow.devices.kernel import KernelDevice
 from vfioflow.devices.sim import Fabric, Fault, SimDevice
+from vfioflow.devices.tracking import DirtySet
 from vfioflow.devices.vfio_user import VfioUserDevice
 from vfioflow.errors import (
     AdmissionError,
@@ -58,6 +59,7 @@ __all__ = [
     "DeviceInfo",
     "DeviceReport",
     "DirtyLog",
+    "DirtySet",
     "EndError",
     "Fabric",
     "Fault",

@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Iterable
 from functools import cache
 
 from vfioflow.errors import IllegalTransition
 
 __all__ = [
     "ARCS",
+    "FINAL",
     "FLAG_SETS",
     "Flags",
     "SAVING",
     "State",
+    "all_final",
+    "all_running",
     "can_initiate_dma",
     "can_receive_dma",
     "opens_data_fd",
@@ -102,6 +106,9 @@ ARCS: dict[Flags, frozenset[tuple[State, State]]] = {
 SAVING = frozenset({_S.STOP_COPY, _S.PRE_COPY, _S.PRE_COPY_P2P})
 """States with an open saving session: one data stream runs through all of them."""
 
+FINAL = frozenset({_S.STOP, _S.STOP_COPY})
+"""States in which a device of a source writes to no memory any more, and what it has written is final."""
+
 _OPENS_DATA_FD = frozenset(
     {
         (_S.STOP, _S.STOP_COPY),
@@ -125,6 +132,24 @@ def can_initiate_dma(state: State) -> bool:
 def can_receive_dma(state: State) -> bool:
     """Whether a device in ``state`` must still answer DMA and MMIO from its peers."""
     return state in (_S.RUNNING, _S.RUNNING_P2P, _S.PRE_COPY, _S.PRE_COPY_P2P)
+
+
+def all_running(states: Iterable[State]) -> bool:
+    """Whether every device may still write to guest memory: none is in STOP or in STOP_COPY.
+
+    The P2P states count as running: there a device starts nothing towards its peers, and the uAPI
+    promises no more.  While this holds and a migration is under way, a stack that iterates over RAM asks
+    the devices' logs again before each round.
+    """
+    return FINAL.isdisjoint(states)
+
+
+def all_final(states: Iterable[State]) -> bool:
+    """Whether no device writes to guest memory any more: all are in STOP or STOP_COPY.
+
+    The report of a log that is asked for from then on is the last one.
+    """
+    return FINAL.issuperset(states)
 
 
 def quiesced(state: State) -> State:
