@@ -20,6 +20,7 @@ _COMMANDS = (
     "plan",
     "send",
     "receive",
+    "agent",
     "report",
     "resolve",
     "tunnel",

@@ -38,8 +38,9 @@ def command(devices_file: str | None, as_json: bool) -> int:
     pre-copy     part of its state moves while the virtual machine runs
     dirty        who tells which pages of guest memory it writes
     """
+    from vfioflow.admission.plain import facts_as_dict
     from vfioflow.cli.render import out
-    from vfioflow.cli.verdict import facts_as_dict, inventory
+    from vfioflow.cli.verdict import inventory
 
     devices = known(devices_file)
     notes = {device.name: _notes(device) for device in devices}

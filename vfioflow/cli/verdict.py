@@ -11,11 +11,12 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from vfioflow.admission import RULES, Facts, Finding, Level, Verdict
+from vfioflow.admission import Facts, Finding, Level, Verdict
+from vfioflow.admission.plain import facts_as_dict, findings_as_dicts, level_of
 from vfioflow.cli import units
 from vfioflow.states import Flags
 
-__all__ = ["Plan", "as_dict", "facts_as_dict", "inventory", "page"]
+__all__ = ["Plan", "as_dict", "inventory", "page"]
 
 _MOST_IN_GRID = 12
 """Devices up to which every pair is shown."""
@@ -24,7 +25,6 @@ _MOST_SETS = 8
 
 _WORDS = {Level.MAY: "may", Level.CONDITION: "condition", Level.MAY_NOT: "may not"}
 _STYLES = {Level.MAY: "green", Level.CONDITION: "yellow", Level.MAY_NOT: "bold red"}
-_SOURCES = {rule.name: rule.source for rule in RULES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +162,9 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     verdict = plan.verdict
     return {
         "may": plan.may,
-        "level": verdict.level.name.lower().replace("_", "-"),
+        "level": level_of(verdict.level),
         "devices": [facts_as_dict(device) for device in plan.devices],
-        "findings": [
-            {
-                "rule": f.rule,
-                "level": f.level.name.lower().replace("_", "-"),
-                "devices": list(f.devices),
-                "because": list(f.because),
-                "reason": f.reason,
-                "remedy": f.remedy,
-                "source": _SOURCES[f.rule],
-            }
-            for f in verdict.findings
-        ],
+        "findings": findings_as_dicts(verdict),
         "refused_pairs": [list(pair) for pair in plan.pairs],
         "smallest_refused": [list(names) for names in plan.refused],
         "largest_that_may": [list(names) for names in plan.largest],
@@ -183,23 +172,6 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "to": plan.to,
         "destination_refuses": None if plan.there is None else dict(plan.there),
         "unknown": list(plan.unknown),
-    }
-
-
-def facts_as_dict(device: Facts) -> dict[str, Any]:
-    """One device."""
-    return {
-        "name": device.name,
-        "driver": device.driver,
-        "flags": [str(flag.name) for flag in Flags if flag and flag in device.flags],
-        "dirty_tracking": device.tracking,
-        "stop_copy_bytes": device.stop_copy_bytes,
-        "state": device.state if not device.why_not else None,
-        "driver_version": device.version,
-        "firmware": device.firmware,
-        "model": device.model,
-        "iommufd": device.iommufd,
-        "why_not": device.why_not,
     }
 
 

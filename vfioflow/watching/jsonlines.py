@@ -17,7 +17,7 @@ import msgspec
 from vfioflow.errors import ConfigError
 from vfioflow.events import Began, Event
 
-__all__ = ["JsonLines", "as_dict", "name_of"]
+__all__ = ["JsonLines", "as_dict", "name_of", "plain"]
 
 log = logging.getLogger("vfioflow")
 
@@ -36,18 +36,19 @@ def as_dict(event: Event) -> dict[str, Any]:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of an event's field, as what JSON can say."""
     if isinstance(value, enum.Enum):
         return str(value) if not isinstance(value.value, str) else value.value
     if dataclasses.is_dataclass(value):
         return _fields(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

@@ -1,0 +1,263 @@
+"""One client's connection: a JSON-RPC message a line, and the descriptors that come with it.
+
+A message that carries descriptors is sent by one sendmsg: the kernel never joins what comes after it, so
+they belong to the line that the read ends in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import os
+import socket
+from array import array
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from pjrpc.common import Request, Response
+from pjrpc.common.exceptions import BaseError
+
+from vfioflow.errors import PeerLost, ProtocolError, RemoteError
+
+__all__ = ["MAX_FDS", "MAX_LINE", "Connection", "Incoming"]
+
+log = logging.getLogger("vfioflow")
+
+MAX_LINE = 8 << 20
+"""Bytes of a message."""
+
+MAX_FDS = 16
+"""Descriptors of a message."""
+
+_MOST_AT_WORK = 64
+"""Requests of one client that are answered at the same time; more wait in the socket."""
+
+_MOST_QUEUED = 32 << 20
+"""Bytes that wait for a client to read them; then it is given up."""
+
+_MOST_EVENTS = 1 << 20
+"""Bytes that wait, from which on events are left out."""
+
+_READ = 1 << 16
+
+
+class Incoming:
+    """A message as it came: its text, and its descriptors, which are closed unless somebody takes them."""
+
+    def __init__(self, text: bytes, fds: list[int]) -> None:
+        self.text = text
+        self._fds: list[int | None] = list(fds)
+
+    def take(self, index: int) -> int:
+        """The descriptor of this number, which is now the caller's.  Raises LookupError."""
+        fd = self._fds[index] if 0 <= index < len(self._fds) else None
+        if fd is None:
+            raise LookupError(index)
+        self._fds[index] = None
+        return fd
+
+    def close(self) -> None:
+        """Close what nobody took."""
+        for fd in self._fds:
+            if fd is not None:
+                os.close(fd)
+        self._fds.clear()
+
+
+class Connection:
+    """Reads and writes; ``handle`` answers each request, several at a time.
+
+    ``handle`` returns the answer's text, or None for none.
+    """
+
+    def __init__(
+        self, sock: socket.socket, handle: Callable[[Incoming], Awaitable[str | None]]
+    ) -> None:
+        self._sock = sock
+        self._handle = handle
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._out: deque[bytes] = deque()
+        self._waiting = 0
+        self._left_out = 0
+        self._more = asyncio.Event()
+        self._room = asyncio.Semaphore(_MOST_AT_WORK)
+        self._line = bytearray()
+        self._taken = 0
+        self._fds: list[tuple[int, int]] = []  # each with where the read ended that it came with
+        self._lost = False
+
+    async def run(self) -> None:
+        """Until the client goes, or says something that ends it.  Raises ProtocolError then."""
+        writer = asyncio.create_task(self._write(), name="vfioflow-agent-writer")
+        try:
+            while incoming := await self._read():
+                await self._room.acquire()
+                task = asyncio.create_task(self._answer(incoming))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        finally:
+            self._lose()
+            writer.cancel()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait([writer, *self._tasks])
+            for _, fd in self._fds:
+                os.close(fd)
+            self._sock.close()
+
+    async def call(self, method: str, params: Mapping[str, Any]) -> Any:
+        """Ask the client, and wait for its answer, however long.
+
+        Raises RemoteError: it says that it failed.  PeerLost: it has gone.
+        """
+        if self._lost:
+            raise PeerLost("the agent's client has gone")
+        number = next(self._numbers)
+        answer = self._calls[number] = asyncio.get_running_loop().create_future()
+        self._put(Request(method=method, params=dict(params), id=number).to_json())
+        try:
+            return await answer
+        finally:
+            self._calls.pop(number, None)
+
+    def notify(self, method: str, params: Mapping[str, Any]) -> None:
+        """Tell the client something that may be left out where it does not read."""
+        if self._lost:
+            return
+        if self._waiting > _MOST_EVENTS:
+            self._left_out += 1
+            return
+        if self._left_out:
+            dropped: dict[str, Any] = {"count": self._left_out}
+            self._left_out = 0
+            self._put(Request(method="events.dropped", params=dropped).to_json())
+        self._put(Request(method=method, params=dict(params)).to_json())
+
+    # ------------------------------------------------------------------ reading
+
+    async def _read(self) -> Incoming | None:
+        """The next line; None: the client has gone."""
+        while True:
+            if (end := self._line.find(b"\n")) >= 0:
+                text = bytes(self._line[:end])
+                del self._line[: end + 1]
+                self._taken += end + 1
+                fds = [fd for until, fd in self._fds if until <= self._taken]
+                del self._fds[: len(fds)]
+                return Incoming(text, fds)
+            if len(self._line) > MAX_LINE:
+                raise ProtocolError(f"a message of more than {MAX_LINE} bytes")
+            data, fds = await self._receive()
+            self._line += data
+            self._fds += [(self._taken + len(self._line), fd) for fd in fds]
+            if not data:
+                return None
+            if len(self._fds) > MAX_FDS:
+                raise ProtocolError(f"a message with more than {MAX_FDS} descriptors")
+
+    async def _receive(self) -> tuple[bytes, list[int]]:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                data, ancillary, _, _ = self._sock.recvmsg(
+                    _READ, socket.CMSG_SPACE(253 * array("i").itemsize), socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                readable = loop.create_future()
+                loop.add_reader(self._sock, _set, readable)
+                try:
+                    await readable
+                finally:
+                    loop.remove_reader(self._sock)
+                continue
+            except OSError:
+                return b"", []
+            fds = array("i")
+            for level, kind, part in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    fds.frombytes(part[: len(part) - len(part) % fds.itemsize])
+            return data, list(fds)
+
+    async def _answer(self, incoming: Incoming) -> None:
+        try:
+            if (answer := self._answer_of(incoming.text)) is not None:
+                self._settle(answer)
+            elif (text := await self._handle(incoming)) is not None:
+                self._put_text(text)
+        finally:
+            incoming.close()
+            self._room.release()
+
+    @staticmethod
+    def _answer_of(text: bytes) -> Response | None:
+        """What was asked of the client is answered; None: it asks something itself."""
+        try:
+            said = json.loads(text)
+            if (
+                isinstance(said, dict)
+                and "method" not in said
+                and {"result", "error"} & said.keys()
+            ):
+                return Response.from_json(said)
+        except (ValueError, RecursionError, BaseError):
+            return None
+        return None
+
+    def _settle(self, answer: Response) -> None:
+        call = self._calls.get(answer.id) if isinstance(answer.id, int) else None
+        if call is None or call.done():
+            log.warning("the agent's client answers what nobody asked: %s", str(answer.id)[:100])
+        elif answer.is_error:
+            call.set_exception(RemoteError(str(answer.unwrap_error().message)))
+        else:
+            call.set_result(answer.unwrap_result())
+
+    # ------------------------------------------------------------------ writing
+
+    def _put(self, message: Any) -> None:
+        self._put_text(json.dumps(message))
+
+    def _put_text(self, text: str) -> None:
+        if self._lost:
+            return
+        data = text.encode() + b"\n"
+        self._out.append(data)
+        self._waiting += len(data)
+        self._more.set()
+        if self._waiting > _MOST_QUEUED:
+            log.warning("the agent's client does not read: it is given up")
+            self._lose()
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            while self._out:
+                data = self._out.popleft()
+                try:
+                    await loop.sock_sendall(self._sock, data)
+                except OSError:
+                    self._lose()
+                    return
+                self._waiting -= len(data)
+
+    def _lose(self) -> None:
+        """It has gone: nothing is answered any more, and nothing will be."""
+        self._lost = True
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(PeerLost("the agent's client has gone"))
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
