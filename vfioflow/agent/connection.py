@@ -16,6 +16,7 @@ from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pjrpc.common import Request, Response
@@ -86,6 +87,7 @@ class Connection:
         self._waiting = 0
         self._left_out = 0
         self._more = asyncio.Event()
+        self._sent = asyncio.Event()
         self._room = asyncio.Semaphore(_MOST_AT_WORK)
         self._line = bytearray()
         self._taken = 0
@@ -100,7 +102,8 @@ class Connection:
                 await self._room.acquire()
                 task = asyncio.create_task(self._answer(incoming))
                 self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                task.add_done_callback(partial(self._answered, incoming))
+                await asyncio.sleep(0)  # they begin in order, and before the end is seen
         finally:
             self._lose()
             writer.cancel()
@@ -138,6 +141,14 @@ class Connection:
             self._left_out = 0
             self._put(Request(method="events.dropped", params=dropped).to_json())
         self._put(Request(method=method, params=dict(params)).to_json())
+
+    async def flush(self, seconds: float) -> None:
+        """Wait until the client has been sent all, for so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._waiting and not self._lost:
+                    self._sent.clear()
+                    await self._sent.wait()
 
     # ------------------------------------------------------------------ reading
 
@@ -185,14 +196,22 @@ class Connection:
             return data, list(fds)
 
     async def _answer(self, incoming: Incoming) -> None:
-        try:
-            if (answer := self._answer_of(incoming.text)) is not None:
-                self._settle(answer)
-            elif (text := await self._handle(incoming)) is not None:
-                self._put_text(text)
-        finally:
-            incoming.close()
-            self._room.release()
+        if (answer := self._answer_of(incoming.text)) is not None:
+            self._settle(answer)
+            return
+        text = await self._handle(incoming)
+        incoming.close()  # before the client hears that it is done
+        if text is not None:
+            self._put_text(text)
+
+    def _answered(self, incoming: Incoming, task: asyncio.Task[None]) -> None:
+        """Also when the task was cancelled before it began."""
+        incoming.close()
+        self._room.release()
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a request of the agent's client ended by a fault", exc_info=error)
+            self._lose()
 
     @staticmethod
     def _answer_of(text: bytes) -> Response | None:
@@ -247,10 +266,12 @@ class Connection:
                     self._lose()
                     return
                 self._waiting -= len(data)
+                self._sent.set()
 
     def _lose(self) -> None:
         """It has gone: nothing is answered any more, and nothing will be."""
         self._lost = True
+        self._sent.set()
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         for call in self._calls.values():

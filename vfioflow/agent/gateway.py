@@ -103,7 +103,7 @@ def listening(path: str | Path, *, mode: int = 0o600, group: str = "") -> Iterat
         try:
             sock.bind(str(where))
         except OSError as error:
-            raise ConfigError(f"{where}: {error.strerror}") from None
+            raise ConfigError(f"{where}: {error.strerror or error}") from None
         finally:
             os.umask(before)
         made = where.stat()

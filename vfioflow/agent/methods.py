@@ -13,9 +13,9 @@ from importlib.metadata import version
 from typing import Any
 
 import msgspec
-from pjrpc.common.exceptions import JsonRpcError
 from pjrpc.server import AsyncDispatcher, MethodRegistry
 from pjrpc.server.dispatcher import ParallelAsyncExecutor
+from pjrpc.server.exceptions import JsonRpcError
 from pjrpc.server.validators import BaseValidator, BaseValidatorFactory, ValidationError
 
 from vfioflow import admission, inventory, planning
@@ -179,17 +179,17 @@ def _socket(fd: int) -> socket.socket:
         return socket.socket(fileno=fd)
     except OSError as error:
         os.close(fd)
-        raise ConfigError(f"socket_fd is no socket: {error.strerror}") from None
+        raise ConfigError(f"the descriptor is no socket: {error.strerror}") from None
 
 
 def _listening(fd: int) -> int:
     """The same descriptor, if a listener can take it over; else it is closed.  Raises ConfigError."""
-    with _socket(os.dup(fd)) as sock:
-        tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
-        if tcp and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return fd
-    os.close(fd)
-    raise ConfigError("fd is a socket that does not listen on TCP")
+    sock = _socket(fd)
+    tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+    if tcp and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return sock.detach()
+    sock.close()
+    raise ConfigError("the descriptor is a socket that does not listen on TCP")
 
 
 def _about(device: Device) -> dict[str, Any]:

@@ -12,14 +12,17 @@ from vfioflow.agent.client import Client
 from vfioflow.agent.connection import Connection, Incoming
 from vfioflow.agent.gateway import Credentials, Gate
 from vfioflow.agent.methods import ERROR_BASE, Call, dispatcher
-from vfioflow.errors import ProtocolError
 from vfioflow.journal import Journal
+from vfioflow.threads import finish
 
 __all__ = ["Agent"]
 
 log = logging.getLogger("vfioflow")
 
 _MOST_CLIENTS = 64
+
+_FLUSH_SECONDS = 1.0
+"""How long a client may take to read what it is told last."""
 
 
 class Agent:
@@ -74,16 +77,22 @@ class Agent:
             return None if answer is None else answer[0]
 
         client.connection = Connection(sock, handle)
+        connected = asyncio.create_task(client.connection.run(), name="vfioflow-connection")
         try:
-            await client.connection.run()
-        except ProtocolError as error:
-            log.warning("a client is disconnected: %s", str(error))
+            await asyncio.wait([connected])
         finally:
-            ending = asyncio.ensure_future(client.end())
-            while not ending.done():  # also when the agent ends meanwhile
-                with suppress(asyncio.CancelledError):
-                    await asyncio.shield(ending)
-            ending.result()
+            # Where it is the agent that ends, the client still hears what becomes of its migrations.
+            await finish(_end(client, connected))
+
+
+async def _end(client: Client, connected: asyncio.Task[None]) -> None:
+    await client.end()
+    if not connected.done():
+        await client.connection.flush(_FLUSH_SECONDS)
+        connected.cancel()
+        await asyncio.wait([connected])
+    if not connected.cancelled() and (error := connected.exception()):
+        log.warning("a client is disconnected: %s", str(error))
 
 
 def _refuse(sock: socket.socket, why: str) -> None:

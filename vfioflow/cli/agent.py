@@ -13,13 +13,18 @@ from vfioflow.cli.options import journal_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TypeAlias
 
     from vfioflow.journal import Journal
+
+    _Int: TypeAlias = click.ParamType[int]
+else:
+    _Int = click.ParamType
 
 __all__ = ["command"]
 
 
-class _Mode(click.ParamType[int]):
+class _Mode(_Int):
     name = "mode"
 
     def convert(

@@ -6,6 +6,7 @@
 In earnest the two ends are two agents on two hosts, and the devices are descriptors: see send_fd().
 """
 
+import contextlib
 import itertools
 import json
 import socket
@@ -35,7 +36,8 @@ class Agent:
         self._here = threading.Condition()
         self._write = threading.Lock()
         self._closed = False
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def call(self, method, fds=(), **params):
         """Ask the agent and wait; descriptors go with the message."""
@@ -51,6 +53,10 @@ class Agent:
         return answer["result"]
 
     def close(self):
+        """What still runs is cancelled by the agent, and this client's devices are closed."""
+        if not self._closed:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
         self._sock.close()
 
     def _send(self, message, fds=()):
@@ -83,7 +89,8 @@ class Agent:
             said = {"error": {"code": -32000, "message": str(error)}}
         else:
             said = {"result": result}
-        self._send({"id": message["id"], **said})
+        with contextlib.suppress(OSError):  # the agent may have gone meanwhile
+            self._send({"id": message["id"], **said})
 
 
 def send_fd(agent, name, fd):
