@@ -26,7 +26,7 @@ quietly = @echo "$(1)"; log=$$(mktemp); \
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-asan test-qemu test-kernel chaos chaos-mutants fuzz check-model lint bench bench-quick clean
+.PHONY: help demo test test-asan test-qemu test-kernel chaos chaos-mutants fuzz check-model lint man bench bench-quick clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -68,6 +68,9 @@ chaos: $(STAMP)-test $(STAMP)-runtime  ## RUNS migrations (1000) with one fault 
 
 chaos-mutants: $(STAMP)-test $(STAMP)-runtime  ## break the code in each of many ways, and see that chaos notices
 	@$(BIN)/python -m tests.chaos.mutants
+
+man: $(STAMP)-runtime  ## manual pages of every command, into build/man/man1
+	@$(BIN)/vfioflow man --into build/man/man1
 
 lint: $(STAMP)-lint $(STAMP)-runtime  ## check style, types, and that the extensions compile without a warning
 	@$(BIN)/ruff check .

@@ -3,10 +3,13 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import stat
+import typing
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +18,7 @@ from vfioflow import ConfigError, PeerLost
 from vfioflow.agent import gateway, words
 from vfioflow.agent.connection import MAX_FDS, MAX_LINE, Connection
 from vfioflow.agent.gateway import Credentials, Gate
+from vfioflow.agent.methods import METHODS
 from vfioflow.errors import ProtocolError, RemoteError
 
 
@@ -312,3 +316,34 @@ def test_trust_in_words(tmp_path):
         words.Trust(psk=str(tmp_path / "missing")).security()
     assert words.Trust().security().psk is None
     assert words.Trust(tls=str(tmp_path), peer="vm").security().peer == "vm"
+
+
+# ----------------------------------------------------------------- the documentation
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "agent.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_every_method_with_its_parameters():
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (.*?) ?\| .*\|$", DOCS, re.MULTILINE)
+    page = {name: set(re.findall(r"`([a-z_]+)`", words)) for name, words in rows if name in METHODS}
+    assert page == {
+        name: {field.name for field in msgspec.structs.fields(entry.takes)}
+        for name, entry in METHODS.items()
+    }
+    asked = {name for name, _ in rows} | set(
+        re.findall(r"`(hook\.[a-z_]+|pending\.[a-z_]+)`", DOCS)
+    )
+    hooks = {f"hook.{name}" for name in typing.get_args(words.HookName)}
+    steps = {f"pending.{step}" for step in ("estimate", "exact", "iterate", "complete", "abort")}
+    assert {n for n in asked if n.startswith(("hook.", "pending."))} == (
+        hooks | steps | {"pending.moved"}
+    )
+
+
+def test_what_the_page_says_can_be_said():
+    requests = [json.loads(line) for line in re.findall(r"^> (.*)$", DOCS, re.MULTILINE)]
+    asked = [request for request in requests if "method" in request]
+    assert len(asked) == 2
+    for request in asked:
+        assert msgspec.convert(request["params"], METHODS[request["method"]].takes)

@@ -79,6 +79,24 @@ def test_group_help_lists_commands_and_exit_codes():
         assert re.search(rf"^    {code} ", result.stdout, re.MULTILINE)
 
 
+def test_manual_pages(tmp_path):
+    """One for each command, with every option of it; nothing in them is a request of roff by accident."""
+    assert invoke("man", "--into", str(tmp_path)).exit_code == 0
+    pages = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert {"vfioflow.1", "vfioflow-agent.1", "vfioflow-tunnel-send.1"} <= pages.keys()
+    assert r"\fBvfioflow\-agent\fR(1)" in pages["vfioflow.1"]
+    for option in ("socket", "mode", r"allow\-user", "journal"):
+        assert rf"\fB\-\-{option}" in pages["vfioflow-agent.1"]
+    requests = {".TH", ".SH", ".B", ".PP", ".TP", ".nf", ".fi"}
+    for text in pages.values():
+        lines = text.splitlines()
+        assert {line.split()[0] for line in lines if line[:1] in (".", "'")} <= requests
+        assert lines.count(".nf") == lines.count(".fi")
+    assert invoke("man", "tunnel", "send").output == pages["vfioflow-tunnel-send.1"]
+    assert invoke("man", "nothing").exit_code == 2
+    assert invoke("man", "--into", "/dev/null/x").exit_code == 2
+
+
 @pytest.mark.parametrize("command", ["demo", "send", "receive", "resolve", "completion"])
 def test_command_help_keeps_its_examples_on_their_lines(command):
     result = invoke(command, "--help")

@@ -27,6 +27,7 @@ _COMMANDS = (
     "inspect",
     "key",
     "completion",
+    "man",
 )
 
 _EPILOG = """\
