@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from vfioflow import barrier
 from vfioflow.devices.base import Device
 from vfioflow.errors import HandoverInDoubt, JournalError, PeerError, PeerLost, RemoteError
 from vfioflow.events import Resumed, emit
@@ -212,7 +211,7 @@ class Taker(Session):
         """
         begin = time.monotonic()
         try:
-            resumed = await barrier.cross(
+            resumed = await self.order.cross(
                 "resume",
                 [(device, State.RUNNING) for device in devices],
                 timeout=self._policy.stall_timeout,
