@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vfioflow.devices.profile import profile_names
 from vfioflow.errors import ConfigError
-from vfioflow.lab.scenario import Outcome, Scenario, Wire, parse_scenario
+from vfioflow.lab.scenario import Scenario, Wire, parse_scenario
 from vfioflow.policy import Policy
 from vfioflow.policy_table import policy_of
 
@@ -187,8 +187,3 @@ def test_a_table_changes_only_what_it_names():
     base = Policy(channels=3, compression="auto")
     found = policy_of({"chunk_size": "64KiB", "precopy_timeout": 2}, base)
     assert found == Policy(channels=3, compression="auto", chunk_size=65536, precopy_timeout=2.0)
-
-
-def test_how_far_an_outcome_is_from_its_bound():
-    assert Outcome(downtime=0.3, bound=0.2).over_bound == pytest.approx(1.5)
-    assert Outcome(error="lost").over_bound is None

@@ -114,6 +114,8 @@ class Outcome:
     """
 
     error: str = ""
+    exit_code: int = 0
+    """What `vfioflow send` would have ended with."""
     downtime: float | None = None
     total: float = 0.0
     """From the first connection until all is released."""
@@ -127,13 +129,14 @@ class Outcome:
     bandwidth: float | None = None
     steps: Mapping[str, float] = field(default_factory=dict)
     """The downtime by its steps, as in a report, but in seconds."""
-    bound: float | None = None
-    """No order of operations is faster with these devices, this wire, and these bytes left."""
+    left: Mapping[str, int] = field(default_factory=dict)
+    """By device: what of ``bytes_stopcopy`` was its own."""
 
     @property
-    def over_bound(self) -> float | None:
-        """The downtime over its lower bound."""
-        return self.downtime / self.bound if self.bound and self.downtime is not None else None
+    def drain_rate(self) -> float:
+        """Device bytes per second from the begin of the drain until the last was loaded; 0: unknown."""
+        seconds = self.steps.get("drain", 0.0) + self.steps.get("load", 0.0)
+        return self.bytes_stopcopy / seconds if seconds else 0.0
 
 
 def parse_scenario(text: str, name: str, where: str) -> Scenario:
