@@ -21,6 +21,7 @@ _COMMANDS = (
     "send",
     "receive",
     "agent",
+    "bench",
     "report",
     "resolve",
     "tunnel",

@@ -17,9 +17,12 @@ from vfioflow.devices.profile import Profile
 from vfioflow.lab.scenario import Outcome, Scenario
 from vfioflow.precopy import destination_seconds, source_seconds
 
-__all__ = ["Left", "bound_of", "lower_bound", "transition_seconds"]
+__all__ = ["Left", "bound_of", "load_seconds", "lower_bound", "transition_seconds"]
 
 _LOAD_ARC = "RESUMING->STOP"
+
+_READ_AHEAD = 1 << 20
+"""Bytes that a simulated device has ready when the drain begins: what its pipe holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class Left:
     def own_seconds(self) -> float:
         """What it takes with a wire that is infinitely fast: its own rates, then its load."""
         rates = [rate for rate in (self.profile.read_rate, self.profile.write_rate) if rate]
-        return (self.size / min(rates) if rates else 0.0) + self.load_seconds
+        size = max(self.size - _READ_AHEAD, 0)
+        return (size / min(rates) if rates else 0.0) + self.load_seconds
 
     @property
     def load_seconds(self) -> float:
@@ -62,10 +66,14 @@ def lower_bound(left: Iterable[Left], rate: float | None) -> float:
     left = list(left)
     bytes_wire = sum(each.size * each.wire for each in left)
     over_wire = bytes_wire / rate if rate else 0.0
-    # Whichever device's last byte is the last of all, its load comes after that.
-    last = min((each.load_seconds for each in left), default=0.0)
+    load = max((each.load_seconds for each in left), default=0.0)
     own = max((each.own_seconds for each in left), default=0.0)
-    return transition_seconds(each.profile for each in left) + max(over_wire + last, own)
+    return transition_seconds(each.profile for each in left) + max(over_wire + load, own)
+
+
+def load_seconds(scenario: Scenario) -> float:
+    """Seconds of the longest final load in ``write``."""
+    return max((Left(d.profile, 0).load_seconds for d in scenario.devices), default=0.0)
 
 
 def transition_seconds(profiles: Iterable[Profile]) -> float:

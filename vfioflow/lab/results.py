@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from vfioflow.lab.bound import bound_of
+from vfioflow.lab.bound import bound_of, load_seconds
 from vfioflow.lab.scenario import Outcome, Scenario
+from vfioflow.precopy import Bandwidth
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -130,11 +131,19 @@ def spread(values: Iterable[float]) -> Spread | None:
     return Spread(median=median, low=low, high=high, least=found[0], most=found[-1])
 
 
-def carried(outcomes: Iterable[Outcome], gave: float | None) -> float | None:
+def carried(scenario: Scenario, outcomes: Iterable[Outcome], gave: float | None) -> float | None:
     """The best rate that a run reached; no more than what the wire gave; None: none is known."""
-    rates = [max(each.bandwidth or 0.0, each.drain_rate) for each in outcomes]
+    load = load_seconds(scenario)
+    rates = [max(each.bandwidth or 0.0, _drain_rate(each, load)) for each in outcomes]
     best = max(rates, default=0.0) or None
     return best if gave is None or best is None else min(best, gave)
+
+
+def _drain_rate(outcome: Outcome, load: float) -> float:
+    """Bytes per second from the begin of the drain until the last had arrived; 0: too few to say."""
+    seconds = outcome.steps.get("drain", 0.0) + outcome.steps.get("load", 0.0) - load
+    enough = seconds >= Bandwidth.MIN_SECONDS and outcome.bytes_stopcopy >= Bandwidth.MIN_BYTES
+    return outcome.bytes_stopcopy / seconds if enough else 0.0
 
 
 def order_result(

@@ -16,12 +16,14 @@ import msgspec
 
 from vfioflow.errors import PeerLost
 from vfioflow.lab.scenario import Outcome, Scenario
-from vfioflow.lab.side import Job, OrderName, session_name
+from vfioflow.lab.side import Job, Keys, OrderName, session_name
 from vfioflow.lab.wire import Laid, laid
 from vfioflow.policy import Policy
 from vfioflow.report import Report
 
 __all__ = ["Bench", "Run", "evaluate", "opened_bench", "outcome_of"]
+
+_NO_KEYS = Keys()
 
 _END_SECONDS = 15.0
 """For a process to end once its standard input has."""
@@ -45,8 +47,7 @@ class Bench:
     gave: float | None
     """Bytes per second that plain sockets moved over the wire; None: that could not be tried."""
     address: str
-    psk: str = ""
-    tls: str = ""
+    keys: Keys = field(default_factory=Keys)
     _name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     _number: int = 0
 
@@ -60,8 +61,7 @@ class Bench:
             address=self.address,
             session=session_name(order, self._number, self._name),
             order=order,
-            psk=self.psk,
-            tls=self.tls,
+            keys=self.keys,
         )
         with _process(self.wire.sending, "vfioflow.lab.side", job) as (process, errors):
             assert process.stdout is not None
@@ -107,14 +107,14 @@ def _seconds(milliseconds: float | None) -> float | None:
 
 
 @contextmanager
-def opened_bench(scenario: Scenario, *, psk: str = "", tls: str = "") -> Iterator[Bench]:
+def opened_bench(scenario: Scenario, keys: Keys = _NO_KEYS) -> Iterator[Bench]:
     """Lay the scenario's wire, see what it carries, and start the destination; undone afterwards.
 
     Raises ConfigError: the wire cannot be made; PeerLost: the destination's process ended.
     """
     with laid(scenario.wire) as wire:
         if wire.remote:
-            yield Bench(scenario, wire, None, scenario.wire.address, psk, tls)
+            yield Bench(scenario, wire, None, scenario.wire.address, keys)
             return
         gave = _measure(wire)
         job = Job(

@@ -132,12 +132,6 @@ class Outcome:
     left: Mapping[str, int] = field(default_factory=dict)
     """By device: what of ``bytes_stopcopy`` was its own."""
 
-    @property
-    def drain_rate(self) -> float:
-        """Device bytes per second from the begin of the drain until the last was loaded; 0: unknown."""
-        seconds = self.steps.get("drain", 0.0) + self.steps.get("load", 0.0)
-        return self.bytes_stopcopy / seconds if seconds else 0.0
-
 
 def parse_scenario(text: str, name: str, where: str) -> Scenario:
     """The scenario that ``text`` says, in TOML; ``where`` is what errors call it, as a file's path.

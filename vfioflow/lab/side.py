@@ -29,11 +29,19 @@ from vfioflow.session import Session
 from vfioflow.source import Source
 from vfioflow.wire.security import Guard, Security
 
-__all__ = ["Job", "OrderName", "give", "opened", "serve", "session_name"]
+__all__ = ["Job", "Keys", "OrderName", "give", "opened", "serve", "session_name"]
 
 OrderName = Literal["vfioflow", "qemu"]
 
 _ORDERS: dict[str, Order] = {"vfioflow": Order(), "qemu": QemuOrder()}
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """How to know the other host: files, as the options of these names say."""
+
+    psk: str = ""
+    tls: str = ""
+    tls_hostname: str = ""
 
 
 class Job(msgspec.Struct, kw_only=True):
@@ -50,8 +58,7 @@ class Job(msgspec.Struct, kw_only=True):
     order: OrderName = "vfioflow"
     isolated: bool = False
     """Destination: whether nobody else can reach the address, although it is no loopback."""
-    psk: str = ""
-    tls: str = ""
+    keys: Keys = Keys()
 
 
 def session_name(order: OrderName, number: int, run: str) -> str:
@@ -68,10 +75,11 @@ class _Alone(Security):
 
 def security_of(job: Job) -> Security:
     """How the two sides of a job know each other.  Raises ConfigError."""
-    if job.psk:
-        return Security.from_psk_file(job.psk)
-    if job.tls:
-        return Security.from_tls_dir(job.tls)
+    keys = job.keys
+    if keys.psk:
+        return Security.from_psk_file(keys.psk)
+    if keys.tls:
+        return Security.from_tls_dir(keys.tls, hostname=keys.tls_hostname or None)
     return _Alone() if job.isolated else Security()
 
 
