@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
+from typing import Any
 
 from vfioflow.lab.model import Known, Prediction, predict
 from vfioflow.lab.scenario import Outcome, Scenario
 from vfioflow.precopy import Verdict
 
-__all__ = ["Agreement", "Seen", "agreement", "learn", "with_wire"]
+__all__ = [
+    "Agreement",
+    "Comparison",
+    "Line",
+    "Seen",
+    "agreement",
+    "compare",
+    "learn",
+    "with_wire",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,65 @@ class Agreement:
     total: tuple[float, float]
     verdicts: float
     runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A scenario: medians of its runs, and what was predicted from all others.  Seconds."""
+
+    scenario: str
+    runs: int
+    downtime: float
+    predicted_downtime: float
+    total: float
+    predicted_total: float
+
+    @property
+    def downtime_off(self) -> float:
+        """By which share of what happened the prediction is more."""
+        return self.predicted_downtime / self.downtime - 1
+
+    @property
+    def total_off(self) -> float:
+        """The same of the whole."""
+        return self.predicted_total / self.total - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The model against runs: as it is, and with what was learned from the other scenarios."""
+
+    lines: tuple[Line, ...]
+    plain: Agreement
+    learned: Agreement
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def compare(runs: Sequence[Seen]) -> Comparison:
+    """Raises ValueError: none of them migrated."""
+    names = list(dict.fromkeys(run.scenario.name for run in runs))
+    lines, learned = [], []
+    for name in names:
+        mine = [run for run in runs if run.scenario.name == name]
+        known = learn([run for run in runs if run.scenario.name != name])
+        learned += [(run, predict(run.scenario, known=with_wire(known, run.gave))) for run in mine]
+        whole = [run for run in mine if run.outcome.downtime is not None]
+        said = predict(mine[0].scenario, known=with_wire(known, mine[0].gave))
+        if whole and said.verdict is Verdict.SWITCH_OVER:
+            lines.append(
+                Line(
+                    name,
+                    len(whole),
+                    median(run.outcome.downtime or 0.0 for run in whole),
+                    said.downtime,
+                    median(run.outcome.total for run in whole),
+                    said.total,
+                )
+            )
+    return Comparison(tuple(lines), agreement(runs), _agreement(learned))
 
 
 def with_wire(known: Known, gave: float | None) -> Known:
@@ -69,9 +138,13 @@ def learn(runs: Sequence[Seen], known: Known | None = None) -> Known:
 
 def agreement(runs: Sequence[Seen], known: Known | None = None) -> Agreement:
     """How well the model predicts these runs.  Raises ValueError: there is none that migrated."""
-    pairs = [
-        (run, predict(run.scenario, known=with_wire(known or Known(), run.gave))) for run in runs
-    ]
+    known = known or Known()
+    return _agreement(
+        [(run, predict(run.scenario, known=with_wire(known, run.gave))) for run in runs]
+    )
+
+
+def _agreement(pairs: Sequence[tuple[Seen, Prediction]]) -> Agreement:
     right = sum(_agree(run.outcome, said) for run, said in pairs)
     moved = [(run.outcome, said) for run, said in pairs if _agree(run.outcome, said)]
     moved = [(outcome, said) for outcome, said in moved if outcome.downtime is not None]
