@@ -22,6 +22,7 @@ _COMMANDS = (
     "receive",
     "agent",
     "bench",
+    "tune",
     "report",
     "resolve",
     "tunnel",

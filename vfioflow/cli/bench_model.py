@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vfioflow.lab.learning import Seen
 
-__all__ = ["model", "predict"]
+__all__ = ["model", "predict", "seen"]
 
 _FILE = click.Path(dir_okay=False, exists=True)
 
@@ -52,7 +52,7 @@ def predict(names: Sequence[str], whole: bool, results: str | None, as_json: boo
 
     if whole == bool(names):
         raise click.UsageError("name scenarios, or take --all of the library")
-    known = learn(_seen(results)) if results else None
+    known = learn(seen(results)) if results else None
     found = {name: foretell(find(name), known=known) for name in names or library()}
     if as_json:
         put(json.dumps({n: asdict(p) | {"verdict": p.verdict.value} for n, p in found.items()}))
@@ -95,7 +95,7 @@ def model(results: str, as_json: bool) -> int:
     """
     from vfioflow.lab.learning import compare
 
-    found = compare(_seen(results))
+    found = compare(seen(results))
     if as_json:
         put(json.dumps(found.as_dict()))
         return 0
@@ -129,7 +129,7 @@ def model(results: str, as_json: bool) -> int:
     return 0
 
 
-def _seen(path: str) -> list[Seen]:
+def seen(path: str) -> list[Seen]:
     """The runs in vfioflow's order of a results file.  Raises ConfigError."""
     import msgspec
 
