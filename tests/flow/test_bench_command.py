@@ -59,7 +59,7 @@ def scenario(**changes):
 def namespace_of(pid):
     """The network namespace that a process is in; None: it is gone, or a zombie."""
     try:
-        return os.readlink(f"/proc/{pid}/ns/net")
+        return str(Path(f"/proc/{pid}/ns/net").readlink())
     except OSError:
         return None
 
@@ -109,7 +109,7 @@ def test_over_namespaces_that_are_gone_afterwards(namespaces):
     wire = Wire("namespaces", rate=125_000_000)
     with opened_bench(scenario(wire=wire, repetitions=1, warm_up=0)) as bench:
         sides = [bench.wire.sending, bench.wire.receiving]
-        spaces = {os.readlink(side[1].removeprefix("--net=")) for side in sides}
+        spaces = {str(Path(side[1].removeprefix("--net=")).readlink()) for side in sides}
         assert len(spaces) == 2
         assert namespace_of("self") not in spaces
         assert bench.wire.kind == "namespaces"

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,12 +153,12 @@ def test_one_after_the_other_at_the_stop_in_reverse(name, expected):
 def test_a_device_that_fails_leaves_no_descriptor_of_those_before_it():
     fault = Fault(at="RUNNING->PRE_COPY", kind="errno")
     good, bad = SimDevice("good"), SimDevice("bad", faults=[fault])
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(Path("/proc/self/fd").iterdir())
     with pytest.raises(DeviceError, match="bad"):
         cross(QemuOrder(), "pre-copy", [(good, State.PRE_COPY), (bad, State.PRE_COPY)])
     good.close()
     bad.close()
-    assert set(os.listdir("/proc/self/fd")) <= before
+    assert set(Path("/proc/self/fd").iterdir()) <= before
     assert live() == {"devices": 0, "sessions": 0}
 
 
