@@ -225,6 +225,7 @@ async def plan(call: Call, asked: words.Plan) -> Any:
             security=security,
             connect_timeout=policy.connect_timeout,
             timeout=2 * policy.stall_timeout,
+            access_queue=policy.access_queue == "writes",
         )
     around = admission.Circumstances(policy=policy)
     there = None if answer is None else list(answer.devices)
