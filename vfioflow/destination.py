@@ -95,8 +95,11 @@ class Destination(Loader):
 
     async def run(self) -> Report:
         """Take the devices over.  Once per object.  Raises as `Listener.receive` does."""
-        with ExitStack() as held:
-            return await self._run(held)
+        try:
+            with ExitStack() as held:
+                return await self._run(held)
+        finally:
+            self._task = None
 
     async def _run(self, held: ExitStack) -> Report:
         begin = time.monotonic()

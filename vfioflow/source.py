@@ -182,8 +182,11 @@ class Source(Outset):
 
     async def run(self) -> Report:
         """Migrate.  Once per object.  Raises as :func:`migrate` does."""
-        with ExitStack() as held:
-            return await self._run(held)
+        try:
+            with ExitStack() as held:
+                return await self._run(held)
+        finally:
+            self._task = None
 
     async def _run(self, held: ExitStack) -> Report:
         begin = time.monotonic()
