@@ -332,12 +332,13 @@ def test_the_page_has_every_method_with_its_parameters():
         for name, entry in METHODS.items()
     }
     asked = {name for name, _ in rows} | set(
-        re.findall(r"`(hook\.[a-z_]+|pending\.[a-z_]+)`", DOCS)
+        re.findall(r"`(hook\.[a-z_]+|pending\.[a-z_]+|trap\.[a-z_]+)`", DOCS)
     )
     hooks = {f"hook.{name}" for name in typing.get_args(words.HookName)}
     steps = {f"pending.{step}" for step in ("estimate", "exact", "iterate", "complete", "abort")}
-    assert {n for n in asked if n.startswith(("hook.", "pending."))} == (
-        hooks | steps | {"pending.moved"}
+    traps = {f"trap.{step}" for step in ("arm", "deliver", "read", "interrupt", "disarm")}
+    assert {n for n in asked if n.startswith(("hook.", "pending.", "trap."))} == (
+        hooks | steps | traps | {"pending.moved"}
     )
 
 

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from vfioflow.agent.asking import RemotePending
+from vfioflow.access import AccessQueue
+from vfioflow.agent.asking import RemotePending, RemoteTrap
 from vfioflow.agent.connection import Connection
 from vfioflow.destination import Destination
 from vfioflow.devices.base import Device
@@ -75,6 +76,8 @@ class Client:
         self.devices: dict[str, Device] = {}
         self.migrations: dict[str, Migration] = {}
         self.ports: dict[str, Port] = {}
+        self.traps: dict[str, RemoteTrap] = {}
+        """By migration, or by listener."""
         self.logs: dict[str, tuple[DirtySet, frozenset[str]]] = {}
         self._closing = closing
         self._numbers: dict[str, int] = {}
@@ -182,6 +185,14 @@ class Client:
             self.connection.notify("event", {"migration": migration(), **as_dict(event)})
 
         return tell
+
+    def queue(self, migration: str) -> AccessQueue:
+        """Where what is trapped for a migration goes.  Raises ConfigError: nothing is, now."""
+        port = next((p.name for p in self.ports.values() if p.migration == migration), "")
+        trap = self.traps.get(migration) or self.traps.get(port)
+        if trap is None or trap.queue is None:
+            raise ConfigError(f"nothing is trapped for migration {migration!r}")
+        return trap.queue
 
     @staticmethod
     def found(things: dict[str, T], name: str, kind: str) -> T:
