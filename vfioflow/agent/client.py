@@ -31,6 +31,9 @@ log = logging.getLogger("vfioflow")
 
 T = TypeVar("T")
 
+_MOST_ENDED = 64
+"""Migrations that have ended, and of which a client may still ask."""
+
 
 @dataclass(eq=False)
 class Migration:
@@ -166,9 +169,17 @@ class Client:
             frozenset(device.name for device in devices),
             {part.name: part for part in pending},
         )
+        self._forget()
         self.migrations[name] = migration
         task.add_done_callback(lambda _: self._ended(migration))
         return migration
+
+    def _forget(self) -> None:
+        """Of those that have ended the last ones are remembered."""
+        ended = [name for name, each in self.migrations.items() if each.task.done()]
+        for name in ended[: max(len(ended) - _MOST_ENDED, 0)]:
+            del self.migrations[name]
+            self.traps.pop(name, None)
 
     def _ended(self, migration: Migration) -> None:
         error = None if migration.task.cancelled() else migration.task.exception()
