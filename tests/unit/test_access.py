@@ -187,6 +187,39 @@ def test_accesses_that_cannot_be(region, offset, size):
     assert len(queue) == 0
 
 
+# --------------------------------------------------------------------------- interrupts
+
+
+def test_interrupts_go_on_when_all_is_replayed():
+    """Until the trap is opened again they still come here."""
+    queue, raised = AccessQueue(), []
+    queue.interrupt("gpu0", 1)
+
+    def interrupt(device, vector):
+        raised.append((device, vector))
+        if len(raised) == 1:
+            queue.interrupt("gpu0", 2)
+
+    queue.replay(lambda access: None, interrupt=interrupt)
+    queue.interrupt("gpu0", 3)
+    assert raised == [("gpu0", 1), ("gpu0", 2), ("gpu0", 3)]
+
+
+def test_an_interrupt_after_everything_has_stopped_is_kept_and_fails_the_migration():
+    queue, raised = AccessQueue(), []
+    queue.seal()
+    queue.interrupt("gpu0", 1)
+    assert queue.failure == "device gpu0 raised an interrupt after everything had stopped"
+    queue.replay(lambda access: None, interrupt=lambda *each: raised.append(each))
+    assert raised == [("gpu0", 1)]
+
+
+@pytest.mark.parametrize("vector", [-1, 1 << 16])
+def test_interrupts_that_cannot_be(vector):
+    with pytest.raises(AccessError, match="device gpu0: an interrupt of vector"):
+        AccessQueue().interrupt("gpu0", vector)
+
+
 # -------------------------------------------------------------------------------- reads
 
 

@@ -15,10 +15,13 @@ import msgspec
 
 from vfioflow.errors import AccessError
 
-__all__ = ["MAX_WIDTH", "Access", "AccessQueue", "Held", "Reads"]
+__all__ = ["MAX_VECTORS", "MAX_WIDTH", "Access", "AccessQueue", "Held", "Reads"]
 
 MAX_WIDTH = 4096
 """Bytes of one access: what a PCIe write may carry at most (Max_Payload_Size)."""
+
+MAX_VECTORS = 1 << 16
+"""Interrupts of a device are numbered below this."""
 
 _COST = 64
 """Bytes that an access counts besides its data and its names."""
@@ -102,6 +105,7 @@ class AccessQueue:
         self._interrupts: dict[str, Counter[int]] = {}
         self._deliver: Callable[[Access], None] | None = None
         self._read: Callable[[str, int, int, int], bytes] | None = None
+        self._raise: Callable[[str, int], None] | None = None
         self._failure = ""
         self.ones = 0
         """Reads that were answered with all bits set."""
@@ -168,9 +172,17 @@ class AccessQueue:
         return read(device, region, offset, width)
 
     def interrupt(self, device: str, vector: int) -> None:
-        """The device has raised an interrupt that nobody is there to take."""
+        """The device has raised an interrupt that nobody is there to take.  Raises AccessError."""
+        if not 0 <= vector < MAX_VECTORS:
+            raise AccessError(device, f"an interrupt of vector {vector} cannot be")
         with self._changed:
-            self._interrupts.setdefault(device, Counter())[vector] += 1
+            if self._mode is _Mode.SEALED:
+                self._fail(f"device {device} raised an interrupt after everything had stopped")
+            passes = self._raise if self._mode is _Mode.THROUGH else None
+            if passes is None:
+                self._interrupts.setdefault(device, Counter())[vector] += 1
+        if passes is not None:
+            passes(device, vector)
 
     # ------------------------------------------------------------ for the engine
 
@@ -218,7 +230,7 @@ class AccessQueue:
             with self._changed:
                 if not self._writes:
                     self._mode = _Mode.THROUGH
-                    self._deliver, self._read = deliver, read
+                    self._deliver, self._read, self._raise = deliver, read, interrupt
                     raised, self._interrupts = self._interrupts, {}
                     self._changed.notify_all()
                     break
