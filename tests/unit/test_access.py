@@ -1,5 +1,6 @@
 """The access queue: against a model, and each rule by itself."""
 
+import asyncio
 import threading
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vfioflow import Policy, ProtocolError
-from vfioflow.access import Access, AccessQueue, codec
+from vfioflow.access import Access, AccessQueue, Window, codec
 from vfioflow.access.queue import MAX_WIDTH, Held
 from vfioflow.errors import AccessError
 
@@ -271,6 +272,61 @@ def test_a_read_may_fail_the_migration():
     queue.replay(lambda access: None, read=lambda *about: b"back")
     held.join()
     assert answers == [b"back"]
+
+
+# ----------------------------------------------------------------------------- a window
+
+
+class Slow:
+    """A trap that takes its time."""
+
+    def __init__(self):
+        self.calls = []
+        self.at_work, self.may = threading.Event(), threading.Event()
+
+    def arm(self, devices, queue):
+        self.at_work.set()
+        self.may.wait()
+        self.calls.append("arm")
+
+    def collect(self, queue):
+        self.at_work.set()
+        self.may.wait()
+        self.calls.append("collect")
+        return True
+
+    def disarm(self, devices):
+        self.calls.append("disarm")
+        return True
+
+    deliver = read = interrupt = None
+
+
+@pytest.mark.parametrize("step", ["arm", "seal"])
+def test_a_trap_is_called_once_at_a_time_also_when_cancelled(step):
+    trap = Slow()
+
+    async def body():
+        window = Window(trap, [], Policy())
+        if step == "seal":
+            trap.may.set()
+            await window.arm()
+            trap.may.clear()
+            trap.at_work.clear()
+        task = asyncio.create_task(getattr(window, step)())
+        await asyncio.to_thread(trap.at_work.wait)
+        task.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        ended = task.done()
+        trap.may.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not ended
+        await window.replay()
+
+    asyncio.run(body())
+    assert trap.calls == ["arm", *(["collect"] if step == "seal" else []), "collect", "disarm"]
 
 
 # --------------------------------------------------------------------------- on the wire

@@ -16,7 +16,7 @@ from vfioflow.devices.base import Device
 from vfioflow.errors import AccessError, VfioflowError
 from vfioflow.policy import Policy
 from vfioflow.states import Flags
-from vfioflow.threads import in_thread
+from vfioflow.threads import finish, in_thread
 
 __all__ = ["Window", "needs_one"]
 
@@ -105,9 +105,13 @@ class Window:
 
 
 async def _in_thread(step: str, function: Callable[[], T]) -> T:
-    """Run a part of the trap's; what must be done is done here where there is no thread."""
+    """Run a part of the trap's; what must be done is done here where there is no thread.
+
+    A cancellation waits for it: the trap is called once at a time.
+    """
+    must = step in ("replay", "disarm")
     try:
-        return await in_thread(function, name=step, or_here=step in ("replay", "disarm"))
+        return await finish(in_thread(function, name=step, or_here=must))
     except VfioflowError:
         raise
     except Exception as error:  # a trap is somebody else's code
