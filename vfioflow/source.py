@@ -450,7 +450,7 @@ class Source(Outset):
                 self._devices,
                 timeout=self._policy.stall_timeout,
                 observer=self._observer,
-                between=self._window.replay if self._window is not None else None,
+                between=self._window.put_back if self._window is not None else None,
             )
             self._add_trouble(trouble, error)
         if self._vcpus_stopped:

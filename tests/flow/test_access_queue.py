@@ -304,6 +304,25 @@ def test_a_replay_that_fails_at_the_source_is_a_note(devices):
     assert {d.state for d in source} == {S.RUNNING}
 
 
+def test_a_device_that_takes_nothing_keeps_nothing_from_the_others(devices):
+    source, _ = devices(mixed("nnn"))
+    destination, _ = devices(mixed("nnn", "d1", [Fault("RESUMING->STOP", "errno")]))
+
+    class Deaf(SimTrap):
+        def deliver(self, access):
+            if access.device == "d1":
+                raise OSError("it does not listen")
+            super().deliver(access)
+
+    outcome = migrate(source, destination, policy=ON, trap=Deaf(source))
+    note = "what was queued for it was not replayed: it does not listen"
+    assert outcome.source_error.__notes__ == [f"device d1: {note}"]
+    lost = ledger(source).differences
+    assert lost
+    assert {each.split(":")[0] for each in lost} <= {"d0 -> d1", "d2 -> d1"}
+    assert all(device.core.disarm() for device in source), "something is kept yet"
+
+
 def test_a_destination_that_got_something_else_is_noticed(devices, monkeypatch):
     from vfioflow.access import codec
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from vfioflow.access import codec
-from vfioflow.access.queue import AccessQueue, Held
+from vfioflow.access.queue import Access, AccessQueue, Held
 from vfioflow.access.trap import Trap
 from vfioflow.devices.base import Device
 from vfioflow.errors import AccessError, VfioflowError
@@ -92,14 +92,35 @@ class Window:
         Nothing where they were never armed, or it was done already.
         """
         if self._armed:
-            await _in_thread("replay", self._replay)
+            await _in_thread("replay", lambda: self._replay(self._trap.deliver))
             self._armed = False
 
-    def _replay(self) -> None:
+    async def put_back(self) -> dict[str, str]:
+        """The same at a source whose migration has failed.
+
+        A device that takes none of it gets none of the rest, so that the others get theirs, and accesses pass
+        again.  Returns for each such device: why.
+        """
+        lost: dict[str, str] = {}
+
+        def deliver(access: Access) -> None:
+            if access.device in lost:
+                return
+            try:
+                self._trap.deliver(access)
+            except Exception as error:  # a trap is somebody else's code
+                lost[access.device] = str(error) or type(error).__name__
+
+        if self._armed:
+            await _in_thread("replay", lambda: self._replay(deliver))
+            self._armed = False
+        return lost
+
+    def _replay(self, deliver: Callable[[Access], None]) -> None:
         trap, queue = self._trap, self.queue
         while True:
             trap.collect(queue)
-            self.replayed += queue.replay(trap.deliver, read=trap.read, interrupt=trap.interrupt)
+            self.replayed += queue.replay(deliver, read=trap.read, interrupt=trap.interrupt)
             if trap.disarm(self.devices):
                 return
 
