@@ -206,6 +206,21 @@ def test_interrupts_go_on_when_all_is_replayed():
     assert raised == [("gpu0", 1), ("gpu0", 2), ("gpu0", 3)]
 
 
+def test_a_device_may_interrupt_while_it_is_written_to():
+    """From a thread of its own, for which whoever delivers the write waits."""
+    queue, raised, stuck = AccessQueue(), [], []
+
+    def deliver(access):
+        device = threading.Thread(target=queue.interrupt, args=("gpu0", 1), daemon=True)
+        device.start()
+        device.join(10)
+        stuck.append(device.is_alive())
+
+    queue.replay(deliver, interrupt=lambda *each: raised.append(each))
+    queue.write("gpu0", 0, 0, b"late")
+    assert (stuck, raised) == ([False], [("gpu0", 1)])
+
+
 def test_an_interrupt_after_everything_has_stopped_is_kept_and_fails_the_migration():
     queue, raised = AccessQueue(), []
     queue.seal()

@@ -367,7 +367,9 @@ def test_the_page_has_every_method_with_its_parameters():
     )
     hooks = {f"hook.{name}" for name in typing.get_args(words.HookName)}
     steps = {f"pending.{step}" for step in ("estimate", "exact", "iterate", "complete", "abort")}
-    traps = {f"trap.{step}" for step in ("arm", "deliver", "read", "interrupt", "disarm")}
+    traps = {
+        f"trap.{step}" for step in ("arm", "collect", "deliver", "read", "interrupt", "disarm")
+    }
     assert {n for n in asked if n.startswith(("hook.", "pending.", "trap."))} == (
         hooks | steps | traps | {"pending.moved"}
     )

@@ -98,6 +98,7 @@ class AccessQueue:
         self._reads = reads
         self._hold_limit = hold_limit
         self._changed = threading.Condition(threading.RLock())
+        self._passing = threading.RLock()
         self._mode = _Mode.QUEUE
         self._writes: deque[Access] = deque()
         self._bytes = 0
@@ -130,13 +131,14 @@ class AccessQueue:
                 )
             if self._mode is _Mode.SEALED:
                 self._fail(f"device {device} was written to after everything had stopped")
-            self._order += 1
-            access = msgspec.structs.replace(access, order=self._order)
-            if self._mode is _Mode.THROUGH and self._deliver is not None:
-                self._deliver(access)
+            if self._mode is not _Mode.THROUGH or self._deliver is None:
+                self._writes.append(self._numbered(access))
+                self._bytes += access.cost
                 return
-            self._writes.append(access)
-            self._bytes += access.cost
+            deliver = self._deliver
+        # Without the other lock: a device that is written to may raise an interrupt.
+        with self._passing:
+            deliver(self._numbered(access))
 
     def has_room(self, data: bytes, device: str = "", origin: str = "") -> bool:
         """Whether such a write would not have to wait now."""
@@ -248,6 +250,10 @@ class AccessQueue:
                     for _ in range(times):
                         interrupt(device, vector)
         return count
+
+    def _numbered(self, access: Access) -> Access:
+        self._order += 1
+        return msgspec.structs.replace(access, order=self._order)
 
     def _held(self) -> Held:
         interrupts = {device: dict(vectors) for device, vectors in self._interrupts.items()}
