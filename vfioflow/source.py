@@ -419,6 +419,8 @@ class Source(Outset):
             await self._cross("release", [(lane, State.STOP) for lane in self._lanes])
         except (VfioflowError, OSError) as error:
             self.report.error = f"migrated, but a device here was not released: {error}"
+        if self._window is not None and (late := self._window.close()):
+            self.report.error = f"{self.report.error or 'migrated'}, but {late}"
 
     # ----------------------------------------------------------------- failure
 

@@ -192,6 +192,34 @@ def test_the_fabric_s_own_bound_makes_senders_wait(devices):
     assert ledger(destination).balanced
 
 
+def test_what_comes_after_the_commit_is_told(devices):
+    """It should not: then it is in the report, and whoever made it hears."""
+    source, destination = devices(mixed("nn"))
+    traps, errors = [], []
+
+    class Kept(SimTrap):
+        def arm(self, devices, queue):
+            traps.append(queue)
+            super().arm(devices, queue)
+
+    def watch(side, event):
+        if side == "source" and isinstance(event, events.Committed):
+            traps[0].write("d1", 0, 0, bytes(8), "d0")
+        if (
+            side == "source"
+            and isinstance(event, events.PhaseEntered)
+            and event.phase is events.Phase.DONE
+        ):
+            with pytest.raises(AccessError, match="device d1: it runs elsewhere now"):
+                traps[0].write("d1", 0, 0, bytes(8), "d0")
+            errors.append(True)
+
+    outcome = migrate(source, destination, policy=ON, trap=Kept(source), watch=watch)
+    late = "migrated, but device d1 was written to after everything had stopped"
+    assert (outcome.source.outcome, outcome.source.error) == ("completed", late)
+    assert errors == [True]
+
+
 # ------------------------------------------------------------------------------ refusals
 
 

@@ -289,6 +289,56 @@ def test_a_read_may_fail_the_migration():
     assert answers == [b"back"]
 
 
+def test_a_read_that_is_held_when_everything_has_stopped_fails_the_migration():
+    queue, answers = AccessQueue(hold_limit=60), []
+    held = reader(queue, answers)
+    while not queue._held_reads:
+        pass
+    queue.seal()
+    assert queue.failure == "a read was still held when everything had stopped"
+    queue.replay(lambda access: None, read=lambda *about: b"true")
+    held.join()
+    assert answers == [b"true"]
+
+
+def test_a_read_after_everything_has_stopped_fails_the_migration():
+    queue, answers = AccessQueue(hold_limit=60), []
+    queue.seal()
+    held = reader(queue, answers)
+    while not queue.failure:
+        pass
+    assert queue.failure == "device gpu0 was read from after everything had stopped"
+    queue.replay(lambda access: None, read=lambda *about: b"true")
+    held.join()
+
+
+def test_who_waits_for_a_device_that_runs_elsewhere_hears_so():
+    queue, errors = AccessQueue(limit=1, reads="fail"), []
+    queue.write("gpu0", 0, 0, b"a")
+    queue.seal()
+
+    def attempt(call, *about):
+        try:
+            call("gpu0", *about)
+        except AccessError as error:
+            errors.append(str(error))
+
+    waiting = [
+        threading.Thread(target=attempt, args=(queue.write, 0, 0, b"b")),
+        threading.Thread(target=attempt, args=(queue.read, 0, 0, 4)),
+    ]
+    for thread in waiting:
+        thread.start()
+    while not queue.failure:
+        pass
+    queue.close()
+    for thread in waiting:
+        thread.join()
+    attempt(queue.write, 0, 0, b"c")
+    attempt(queue.read, 0, 0, 4)
+    assert errors == ["device gpu0: it runs elsewhere now: nothing reaches it here any more"] * 4
+
+
 # ----------------------------------------------------------------------------- a window
 
 

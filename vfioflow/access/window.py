@@ -76,6 +76,11 @@ class Window:
         """What the source's queue held goes before what is trapped here."""
         self.queue.put_first(held)
 
+    def close(self) -> str:
+        """The devices run on the other side.  Returns what came too late to be carried there; "": nothing."""
+        self.queue.close()
+        return self.queue.failure
+
     async def abandon(self) -> None:
         """The devices here are to be reset, and what was queued is the other side's: pass accesses again."""
         if self._armed:
@@ -83,8 +88,11 @@ class Window:
             await _in_thread("disarm", self._abandon)
 
     def _abandon(self) -> None:
-        self._trap.collect(self.queue)
-        self._trap.disarm(self.devices)
+        try:
+            self._trap.collect(self.queue)
+            self._trap.disarm(self.devices)
+        finally:
+            self.queue.close()
 
     async def replay(self) -> None:
         """The devices run: give them what was queued, in order, then let accesses pass again.
