@@ -1,6 +1,7 @@
 """The agent's parts by themselves: how messages come apart, what stays of descriptors, who may come in."""
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfioflow import ConfigError, PeerLost
-from vfioflow.agent import gateway, words
+from vfioflow.agent import gateway, server, words
 from vfioflow.agent.connection import MAX_FDS, MAX_LINE, Connection
 from vfioflow.agent.gateway import Credentials, Gate
 from vfioflow.agent.methods import METHODS
@@ -316,6 +317,41 @@ def test_places_where_no_socket_can_be(tmp_path):
     open_to_all.chmod(0o1777)
     with gateway.listening(open_to_all / "a"):
         pass
+
+
+class Exhausted(socket.socket):
+    """A listening socket for which there is no descriptor, the first time."""
+
+    tried = 0
+
+    def accept(self):
+        self.tried += 1
+        if self.tried == 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def test_without_descriptors_the_agent_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(server, "_ACCEPT_PAUSE", 0)
+
+    async def body():
+        with Exhausted(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
+            sock.bind(str(tmp_path / "sock"))
+            sock.listen()
+            sock.setblocking(False)
+            running = asyncio.create_task(server.Agent(sock, gate=Gate()).run())
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, str(tmp_path / "sock"))
+            await send(client, b'{"jsonrpc": "2.0", "id": 1, "method": "agent.info"}\n')
+            receiving = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(client, 4096))
+            await asyncio.wait({receiving, running}, return_when=asyncio.FIRST_COMPLETED)
+            assert not running.done(), "the agent has ended"
+            assert json.loads(await receiving)["result"]["protocol"] == 1
+            running.cancel()
+            await asyncio.wait([running])
+
+    asyncio.run(body())
+    assert "cannot accept a client: Too many open files" in caplog.text
 
 
 def test_systemd_is_told(tmp_path, monkeypatch):
