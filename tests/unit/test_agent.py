@@ -1,6 +1,7 @@
 """The agent's parts by themselves: how messages come apart, what stays of descriptors, who may come in."""
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -14,12 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfioflow import ConfigError, PeerLost
-from vfioflow.agent import gateway, words
+from vfioflow import ConfigError, PeerLost, Report
+from vfioflow.agent import gateway, server, words
+from vfioflow.agent.client import Client
 from vfioflow.agent.connection import MAX_FDS, MAX_LINE, Connection
 from vfioflow.agent.gateway import Credentials, Gate
 from vfioflow.agent.methods import METHODS
 from vfioflow.errors import ProtocolError, RemoteError
+from vfioflow.events import Phase
 
 
 def serve(speak, handle=None):
@@ -226,6 +229,30 @@ def test_events_are_left_out_for_a_client_that_does_not_read_and_that_is_said():
     assert serve(speak) == ([], None)
 
 
+def test_the_end_of_a_migration_is_not_left_out():
+    async def speak(sock, connection):
+        client = Client(None, lambda: False)
+        client.connection = connection
+
+        class Ends:
+            report = Report(role="source", outcome="completed", session="s")
+            phase = Phase.DONE
+
+            async def run(self):
+                for _ in range(40):
+                    connection.notify("event", {"filler": "x" * 100_000})
+
+        migration = client.run("m1", Ends(), [])
+        seen = b""
+        while b"migration.ended" not in seen and b"stop" not in seen:
+            seen += await asyncio.get_running_loop().sock_recv(sock, 1 << 20)
+            if migration.task.done() and not connection._waiting:
+                connection.notify("stop", {})
+        assert b"migration.ended" in seen
+
+    assert serve(speak) == ([], None)
+
+
 # ------------------------------------------------------------------ who may come in
 
 
@@ -318,6 +345,41 @@ def test_places_where_no_socket_can_be(tmp_path):
         pass
 
 
+class Exhausted(socket.socket):
+    """A listening socket for which there is no descriptor, the first time."""
+
+    tried = 0
+
+    def accept(self):
+        self.tried += 1
+        if self.tried == 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def test_without_descriptors_the_agent_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(server, "_ACCEPT_PAUSE", 0)
+
+    async def body():
+        with Exhausted(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
+            sock.bind(str(tmp_path / "sock"))
+            sock.listen()
+            sock.setblocking(False)
+            running = asyncio.create_task(server.Agent(sock, gate=Gate()).run())
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, str(tmp_path / "sock"))
+            await send(client, b'{"jsonrpc": "2.0", "id": 1, "method": "agent.info"}\n')
+            receiving = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(client, 4096))
+            await asyncio.wait({receiving, running}, return_when=asyncio.FIRST_COMPLETED)
+            assert not running.done(), "the agent has ended"
+            assert json.loads(await receiving)["result"]["protocol"] == 1
+            running.cancel()
+            await asyncio.wait([running])
+
+    asyncio.run(body())
+    assert "cannot accept a client: Too many open files" in caplog.text
+
+
 def test_systemd_is_told(tmp_path, monkeypatch):
     gateway.notify("READY=1")  # nobody asked
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -367,7 +429,9 @@ def test_the_page_has_every_method_with_its_parameters():
     )
     hooks = {f"hook.{name}" for name in typing.get_args(words.HookName)}
     steps = {f"pending.{step}" for step in ("estimate", "exact", "iterate", "complete", "abort")}
-    traps = {f"trap.{step}" for step in ("arm", "deliver", "read", "interrupt", "disarm")}
+    traps = {
+        f"trap.{step}" for step in ("arm", "collect", "deliver", "read", "interrupt", "disarm")
+    }
     assert {n for n in asked if n.startswith(("hook.", "pending.", "trap."))} == (
         hooks | steps | traps | {"pending.moved"}
     )

@@ -185,7 +185,7 @@ class Client:
         error = None if migration.task.cancelled() else migration.task.exception()
         if error is not None and not isinstance(error, VfioflowError):
             log.error("migration %s ended by a fault of the agent", migration.name, exc_info=error)
-        self.connection.notify("migration.ended", migration.status())
+        self.connection.notify("migration.ended", migration.status(), must=True)
 
     def observer(self, migration: Callable[[], str], wanted: bool) -> Observer | None:
         """Tells the client of every event, if it wants to know."""
@@ -197,13 +197,13 @@ class Client:
 
         return tell
 
-    def queue(self, migration: str) -> AccessQueue:
-        """Where what is trapped for a migration goes.  Raises ConfigError: nothing is, now."""
+    def trap(self, migration: str) -> tuple[RemoteTrap, AccessQueue]:
+        """The trap of a migration, and where what is trapped goes.  Raises ConfigError: nothing is, now."""
         port = next((p.name for p in self.ports.values() if p.migration == migration), "")
         trap = self.traps.get(migration) or self.traps.get(port)
         if trap is None or trap.queue is None:
             raise ConfigError(f"nothing is trapped for migration {migration!r}")
-        return trap.queue
+        return trap, trap.queue
 
     @staticmethod
     def found(things: dict[str, T], name: str, kind: str) -> T:

@@ -411,19 +411,22 @@ async def migration_wait(call: Call, asked: words.MigrationNamed) -> Any:
 @_method("access.write", words.AccessWrite)
 async def access_write(call: Call, asked: words.AccessWrite) -> Any:
     """A store to a trapped device: answered when it is queued, or where all is replayed, done."""
-    queue = call.client.queue(asked.migration)
+    trap, queue = call.client.trap(asked.migration)
     data = decoded(asked.data, "access.write")
-    await in_thread(
-        queue.write,
-        *(asked.device, asked.region, asked.offset, data, asked.origin),
-        name="access-write",
-    )
+    async with trap.order:
+        await in_thread(
+            queue.write,
+            *(asked.device, asked.region, asked.offset, data, asked.origin),
+            name="access-write",
+        )
 
 
 @_method("access.read", words.AccessRead)
 async def access_read(call: Call, asked: words.AccessRead) -> Any:
     """A load from one: answered by the policy's ``access_reads``."""
-    queue = call.client.queue(asked.migration)
+    trap, queue = call.client.trap(asked.migration)
+    async with trap.order:
+        pass  # no write that came before it is behind it
     where = (asked.device, asked.region, asked.offset, asked.width)
     data = await in_thread(queue.read, *where, name="access-read")
     return {"data": base64.b64encode(data).decode()}
@@ -432,7 +435,8 @@ async def access_read(call: Call, asked: words.AccessRead) -> Any:
 @_method("access.interrupt", words.AccessInterrupt)
 async def access_interrupt(call: Call, asked: words.AccessInterrupt) -> Any:
     """One has raised an interrupt: it is counted, and raised again by ``trap.interrupt``."""
-    call.client.queue(asked.migration).interrupt(asked.device, asked.vector)
+    _, queue = call.client.trap(asked.migration)
+    await in_thread(queue.interrupt, asked.device, asked.vector, name="access-interrupt")
 
 
 # ------------------------------------------------------------------ dirty tracking
