@@ -141,7 +141,7 @@ class Connection:
             self._calls.pop(number, None)
 
     def notify(self, method: str, params: Mapping[str, Any], *, must: bool = False) -> None:
-        """Tell the client something that may be left out where it does not read, unless it ``must`` hear it."""
+        """Tell the client something; where it does not read it is left out, unless it ``must`` hear it."""
         if self._lost:
             return
         if self._waiting > _MOST_EVENTS and not must:

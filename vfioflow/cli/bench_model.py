@@ -52,7 +52,7 @@ def predict(names: Sequence[str], whole: bool, results: str | None, as_json: boo
 
     if whole == bool(names):
         raise click.UsageError("name scenarios, or take --all of the library")
-    known = learn(seen(results)) if results else None
+    known = learn(seen(results, names)) if results else None
     found = {name: foretell(find(name), known=known) for name in names or library()}
     if as_json:
         put(json.dumps({n: asdict(p) | {"verdict": p.verdict.value} for n, p in found.items()}))
@@ -83,19 +83,24 @@ def predict(names: Sequence[str], whole: bool, results: str | None, as_json: boo
 
 @click.command("model", short_help="Say how well predictions agree with runs.")
 @click.argument("results", type=_FILE, metavar="RESULTS.json")
+@click.argument("files", nargs=-1, metavar="[SCENARIO.toml]...")
 @json_option
 @verbosity
-def model(results: str, as_json: bool) -> int:
+def model(results: str, files: Sequence[str], as_json: bool) -> int:
     """Compare the model with the runs of `vfioflow bench run --all --json RESULTS.json`.
 
     Twice: as it is, and with what this host has shown. Then each scenario is predicted by what all
     the others have shown, so that nothing is predicted from itself.
 
-    The wire counts as what plain sockets moved over it before the runs.
+    The wire counts as what plain sockets moved over it before the runs. SCENARIO.toml: those of the
+    runs that are not the library's.
     """
     from vfioflow.lab.learning import compare
 
-    found = compare(seen(results))
+    try:
+        found = compare(seen(results, files))
+    except ValueError as error:
+        raise ConfigError(f"{results}: {error} that is known here") from None
     if as_json:
         put(json.dumps(found.as_dict()))
         return 0
@@ -129,12 +134,15 @@ def model(results: str, as_json: bool) -> int:
     return 0
 
 
-def seen(path: str) -> list[Seen]:
-    """The runs in vfioflow's order of a results file.  Raises ConfigError."""
+def seen(path: str, scenarios: Sequence[str] = ()) -> list[Seen]:
+    """The runs in vfioflow's order of a results file; ``scenarios``: files that are not the library's.
+
+    Runs of others are passed over.  Raises ConfigError.
+    """
     import msgspec
 
     from vfioflow.lab.learning import Seen
-    from vfioflow.lab.library import find
+    from vfioflow.lab.library import find, library
     from vfioflow.lab.results import Results
 
     try:
@@ -143,11 +151,15 @@ def seen(path: str) -> list[Seen]:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path}: no results of `vfioflow bench run --json`: {error}") from None
+    own = {found.name: found for found in map(find, scenarios)}
     runs: list[Any] = []
-    for scenario in results.scenarios:
+    for result in results.scenarios:
+        if result.name not in own and result.name not in library():
+            continue
+        scenario = own.get(result.name) or find(result.name)
         runs += [
-            Seen(find(scenario.name), run.outcome, scenario.wire.gave)
-            for order in scenario.orders
+            Seen(scenario, run.outcome, result.wire.gave)
+            for order in result.orders
             if order.order == "vfioflow"
             for run in order.runs
         ]

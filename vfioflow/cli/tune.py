@@ -100,7 +100,7 @@ def command(
 
     scenario = find(name)
     storage = f"sqlite:///{study or Path(name).stem + '.study.db'}"
-    known = learn(seen(results)) if results else None
+    known = learn(seen(results, [name])) if results else None
     common: dict[str, Any] = {"objective": objective, "storage": storage, "known": known}
     with _progress() as progress:
         found = tune(scenario, progress=progress, **common)
