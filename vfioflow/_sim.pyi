@@ -47,6 +47,18 @@ class SimCore:
     def fresh(self) -> None:
         """The state of a device just made: its own content at version 0, an empty ledger."""
 
+    def arm(self, room: int) -> None:
+        """Have the fabric keep messages to this device, `room` of all such devices; nothing without one."""
+
+    def disarm(self) -> bool:
+        """Let messages reach it again, unless the fabric keeps some; whether they do now."""
+
+    def take_trapped(self) -> list[tuple[int, int, int]]:
+        """All messages that the fabric keeps, in order: (sender, receiver, number), names as hashes."""
+
+    def receive(self, sender: str, number: int) -> bool:
+        """Give the device a message that was kept; whether it could take it."""
+
     @property
     def state(self) -> int:
         """The effective migration state, as a number."""

@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vfioflow.devices.base import Device
@@ -166,13 +166,20 @@ def _close_all(futures: Sequence[asyncio.Future[Moved]]) -> None:
 
 
 async def back_to_running(
-    devices: Sequence[Device], *, timeout: float, observer: Observer | None = None
+    devices: Sequence[Device],
+    *,
+    timeout: float,
+    observer: Observer | None = None,
+    between: Callable[[], Awaitable[None]] | None = None,
 ) -> dict[str, str]:
     """Put every source device back to RUNNING, whatever state it stands in.
 
     Two steps, so that peer-to-peer DMA stays safe on the way back too: all that do not run go to
     RUNNING_P2P first (where they have it), then all go to RUNNING.  A device that fails is reset,
     which loses its state and leaves it RUNNING, empty.
+
+    ``between`` replays what was queued for devices without P2P states: these go to RUNNING with the
+    first step then, and it comes before the second.  What it raises is trouble of theirs.
 
     Returns:
         For each device that could not simply be put back: what had to be done, or why it still
@@ -181,6 +188,15 @@ async def back_to_running(
     trouble: dict[str, str] = {}
     quiet = [d for d in devices if d.info.flags & Flags.P2P]
     await _all(quiet, _to_quiet, trouble, timeout, observer)
+    if between is not None:
+        others = [d for d in devices if not d.info.flags & Flags.P2P]
+        await _all(others, _to_running, trouble, timeout, observer)
+        try:
+            await between()
+        except VfioflowError as error:
+            for device in others:
+                trouble.setdefault(device.name, f"what was queued for it was not replayed: {error}")
+        devices = quiet
     await _all(devices, _to_running, trouble, timeout, observer)
     return trouble
 

@@ -8,13 +8,16 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from vfioflow import admission, barrier, events, inventory
+from vfioflow.access import Trap, Window, codec
+from vfioflow.access.simulated import trap_of
 from vfioflow.arrivals import Arrivals
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
+    AccessError,
     AdmissionError,
     ConfigError,
     DeviceError,
@@ -65,7 +68,11 @@ class Destination(Loader):
         hooks: Hooks,
         observer: Observer | None,
         journal: Journal | None,
+        trap: Trap | None = None,
     ) -> None:
+        self._trap = trap
+        self._accesses = bytearray()
+        self._all_accesses = asyncio.Event()
         self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._control = control = caller.control
         control.patience = 2 * policy.stall_timeout
@@ -89,8 +96,11 @@ class Destination(Loader):
 
     async def run(self) -> Report:
         """Take the devices over.  Once per object.  Raises as `Listener.receive` does."""
-        with ExitStack() as held:
-            return await self._run(held)
+        try:
+            with ExitStack() as held:
+                return await self._run(held)
+        finally:
+            self._task = None
 
     async def _run(self, held: ExitStack) -> Report:
         begin = time.monotonic()
@@ -126,8 +136,12 @@ class Destination(Loader):
         await self._turn(Phase.SET_UP)
         offer.check()
         here = await inventory.look(self._devices, timeout=self._policy.stall_timeout)
-        verdict = admission.judge(inventory.offered(offer.devices), destination=here)
+        queue: Literal["off", "writes"] = "writes" if offer.access_queue else "off"
+        around = admission.Circumstances(policy=replace(self._policy, access_queue=queue))
+        verdict = admission.judge(inventory.offered(offer.devices), around, destination=here)
         try:
+            if offer.access_queue:
+                self._window = self._make_window(offer)
             if reasons := verdict.reasons():
                 raise AdmissionError(reasons)
             await self.taking.begin(self.report.peer, self._devices)
@@ -144,6 +158,16 @@ class Destination(Loader):
             if lane.stream is None:
                 advice = "it gave no data fd"
                 raise DeviceError(lane.name, "entering RESUMING", errno.EBADF, advice)
+
+    def _make_window(self, offer: messages.Offer) -> Window:
+        names = {device.name for device in offer.devices}
+        devices = [device for device in self._devices if device.name in names]
+        trap = self._trap or trap_of(devices)
+        if trap is None:
+            why = "accesses to it are to be replayed, and there is no trap here: listen(trap=...)"
+            without = [d.name for d in devices if not d.info.flags & Flags.P2P]
+            raise AdmissionError(dict.fromkeys(without or sorted(names), why))
+        return Window(trap, devices, self._policy)
 
     async def _open_channels(self, offer: messages.Offer) -> None:
         """ACCEPT; then the data connections arrive by way of the listener."""
@@ -197,6 +221,8 @@ class Destination(Loader):
             )
             if all(lane.ended for lane in inbound.lanes):
                 await self._await_switchover(failure)
+                if self._window is not None:
+                    await self._await(self._all_accesses, failure, "send the queued accesses")
                 async with self._turning:
                     pass  # the hooks of the switchover have returned
                 if failure.done():
@@ -227,17 +253,20 @@ class Destination(Loader):
 
     async def _await_switchover(self, failure: asyncio.Future[None]) -> None:
         """All data is here; the word before it goes over another connection, and may be slower."""
+        await self._await(self._switched, failure, "say that it switches over")
+
+    async def _await(self, event: asyncio.Event, failure: asyncio.Future[None], what: str) -> None:
         limit = self._policy.stall_timeout
-        heard = asyncio.create_task(self._switched.wait())
+        heard = asyncio.create_task(event.wait())
         waited: set[asyncio.Future[Any]] = {heard, failure}
         try:
             await asyncio.wait(waited, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         finally:
             heard.cancel()
-        if not self._switched.is_set():
+        if not event.is_set():
             if failure.done():
                 failure.result()
-            raise PeerLost(f"{self._control.peer} did not say that it switches over in {limit:g} s")
+            raise PeerLost(f"{self._control.peer} did not {what} in {limit:g} s")
 
     def _look(self) -> None:
         """A pump passed something: pad bytes, a mark, or an end."""
@@ -267,6 +296,7 @@ class Destination(Loader):
                 messages.Probe,
                 messages.Switchover,
                 messages.Config,
+                messages.Accesses,
                 timeout=None,
                 what="a phase",
             )
@@ -276,6 +306,8 @@ class Destination(Loader):
                     await self._turn(Phase.STOP_COPY)
                 elif isinstance(message, messages.Config):
                     await self._take_config(message.devices)
+                elif isinstance(message, messages.Accesses):
+                    self._take_accesses(message)
                 else:
                     probed += message.size
                     self._probe_wanted = probed
@@ -285,6 +317,18 @@ class Destination(Loader):
                     failure.set_exception(error)
                     failure.exception()  # seen
                 return
+
+    def _take_accesses(self, part: messages.Accesses) -> None:
+        """A part of what the source queued; with the last they are all here."""
+        if self._window is None or self._all_accesses.is_set():
+            raise ProtocolError("accesses came that are none of this migration")
+        if len(self._accesses) + len(part.data) > codec.MAX_BYTES:
+            raise ProtocolError(f"more than {codec.MAX_BYTES} bytes of queued accesses came")
+        self._accesses += part.data
+        if part.last:
+            held = codec.decode(bytes(self._accesses), self._window.devices)
+            self._window.take(held)
+            self._all_accesses.set()
 
     async def _take_config(self, devices: dict[str, bytes]) -> None:
         """Load what the source's hook saved, or keep it until the data is loaded."""
@@ -320,11 +364,14 @@ class Destination(Loader):
         for lane in self._lanes:
             lane.close()
         await self._finish_config()
+        if self._window is not None:
+            await self._window.arm()
         validated = await self._cross("validate", State.STOP)
         ready = await self._cross("ready", State.RUNNING_P2P)
         quiet = {True: "RUNNING_P2P", False: "STOP"}
         states = {lane.name: quiet[bool(lane.info.flags & Flags.P2P)] for lane in self._lanes}
-        journal, seconds = await self.taking.loaded(states)
+        accesses = bytes(self._accesses)
+        journal, seconds = await self.taking.loaded(states, accesses)
         return messages.Loaded(
             devices=[
                 messages.LoadedDevice(name=s.name, size=s.offset, digest=s.digest)
@@ -334,6 +381,7 @@ class Destination(Loader):
             ready_seconds=ready.seconds,
             journal=journal,
             journal_seconds=seconds,
+            accesses=None if self._window is None else codec.digest(accesses),
         )
 
     async def _hand_over(self, loaded: messages.Loaded) -> None:
@@ -383,6 +431,12 @@ class Destination(Loader):
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
             )
             self._add_trouble(trouble, error)
+            if self._window is not None:
+                try:
+                    await self._window.abandon()
+                except AccessError as left:
+                    self.report.error = f"{self.report.error}; {left}"
+                    error.add_note(str(left))
             self.taking.discarded(failed.reason)
             if self._loaded:  # COMMIT was heard: the source may take its devices back
                 await self._tell(self._control, messages.Discarded(reason=failed.reason))

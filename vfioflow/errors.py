@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vfioflow.states import State
 
 __all__ = [
+    "AccessError",
     "AdmissionError",
     "AuthenticationError",
     "ConfigError",
@@ -99,6 +100,16 @@ class EndError(VfioflowError, OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+class AccessError(VfioflowError, RuntimeError):
+    """An access to a device that stands still could not be kept, answered or replayed; names the device."""
+
+    exit_code = 4
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(f"device {device}: {reason}" if device else reason)
+        self.device = device
 
 
 class HookError(VfioflowError, RuntimeError):

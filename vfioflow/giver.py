@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from vfioflow import barrier, events
+from vfioflow.access import Window
 from vfioflow.errors import DeviceError, StallError
 from vfioflow.events import emit
 from vfioflow.lanes import Outbound, drive
@@ -46,6 +47,8 @@ class Giver(Session):
 
     _lanes: list[Lane]
     _parts: list[Part]
+    _window: Window | None = None
+    """Where accesses to devices that stand still are queued."""
     _bandwidth: Bandwidth
     _control: Control | None = None
     _out: Outbound | None = None

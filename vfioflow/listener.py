@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from vfioflow import planning
+from vfioflow.access import Trap
 from vfioflow.destination import Caller, Destination
 from vfioflow.devices.base import Device
 from vfioflow.door import Door
@@ -45,6 +46,7 @@ def listen(
     observer: Observer | None = None,
     journal: Journal | None = None,
     security: Security | None = None,
+    trap: Trap | None = None,
 ) -> Listener:
     """A listener for one migration after the other onto ``devices``.
 
@@ -62,6 +64,7 @@ def listen(
             one left there is carried on: see :meth:`Listener.next_session`.
         security: how the two sides know each other: a key or certificates; None: not at all, which
             only a loopback address may.
+        trap: the VMM's part in a source's ``access_queue``; simulated devices have their own.
 
     Raises (on entering):
         ConfigError: the address is wrong or taken, or not a loopback one without ``security``.
@@ -75,6 +78,7 @@ def listen(
         observer=observer,
         journal=journal,
         security=security,
+        trap=trap,
     )
 
 
@@ -91,12 +95,14 @@ class Listener(Door):
         observer: Observer | None = None,
         journal: Journal | None = None,
         security: Security | None = None,
+        trap: Trap | None = None,
     ) -> None:
         super().__init__(address, policy or Policy(), security)
         self._devices = list(devices)
         self._hooks = hooks or Hooks()
         self._observer = observer
         self._journal = journal
+        self._trap = trap
         self._callers = 0
         self._waiting: asyncio.Queue[Caller | Revival] = asyncio.Queue()
         self._past = Past(
@@ -105,6 +111,7 @@ class Listener(Door):
             policy=self._policy,
             hooks=self._hooks,
             observer=observer,
+            trap=trap,
             revive=self._waiting.put_nowait,
         )
         self._session: Destination | None = None
@@ -162,6 +169,7 @@ class Listener(Door):
                     hooks=self._hooks,
                     observer=self._observer,
                     journal=self._journal,
+                    trap=self._trap,
                 )
             except OSError as error:  # out of descriptors
                 reason = f"cannot serve {waiting.control.peer}: {error.strerror}"

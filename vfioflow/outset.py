@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from vfioflow import admission, inventory
-from vfioflow.errors import AdmissionError
+from vfioflow.access import Trap, Window
+from vfioflow.access.simulated import trap_of
+from vfioflow.access.window import needs_one
+from vfioflow.errors import AdmissionError, ConfigError
 from vfioflow.events import Phase
 from vfioflow.giver import Giver
 from vfioflow.lanes import Outbound
@@ -28,6 +31,7 @@ class Outset(Giver):
 
     _address: Address
     _guard: Guard
+    _trap: Trap | None = None
     _keys: Keys | None = None
     _round_trip = 0.0
     """Seconds to the destination and back."""
@@ -47,10 +51,20 @@ class Outset(Giver):
             if lane.device.name != lane.name
         }:
             raise AdmissionError(wrong)
+        if self._policy.access_queue == "writes" and needs_one(self._devices):
+            self._window = self._make_window()
         facts = await inventory.look(self._devices, timeout=self._policy.stall_timeout)
         around = admission.Circumstances(policy=self._policy)
         if reasons := admission.judge(facts, around).reasons():
             raise AdmissionError(reasons)
+
+    def _make_window(self) -> Window:
+        trap = self._trap or trap_of(self._devices)
+        if trap is None:
+            raise ConfigError(
+                "access_queue='writes' needs a trap, which only the VMM has: migrate(trap=...)"
+            )
+        return Window(trap, self._devices, self._policy)
 
     async def _connect(self) -> None:
         """HELLO, both ways."""
@@ -87,6 +101,7 @@ class Outset(Giver):
                 digests=policy.digest,
                 window=policy.window_size(channels),
                 reconnect_seconds=policy.reconnect_timeout,
+                access_queue=self._window is not None,
             )
         )
         answer = await control.expect(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
 from vfioflow import barrier
+from vfioflow.access import Trap
 from vfioflow.devices.base import Device
 from vfioflow.errors import JournalError
 from vfioflow.events import Observer
@@ -42,6 +43,7 @@ class Past:
         policy: Policy,
         hooks: Hooks,
         observer: Observer | None,
+        trap: Trap | None = None,
         revive: Callable[[Revival], None],
     ) -> None:
         self._journal = journal
@@ -49,6 +51,7 @@ class Past:
         self._policy = policy
         self._hooks = hooks
         self._observer = observer
+        self._trap = trap
         self._revive = revive
         self._log = Log(journal, timeout=policy.stall_timeout)
         self._known: dict[str, Taking] = {}
@@ -183,6 +186,7 @@ class Past:
             policy=self._policy,
             hooks=self._hooks,
             observer=self._observer,
+            trap=self._trap,
         )
         self.add(session, revival.taking)
         self._revive(revival)

@@ -6,10 +6,12 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from vfioflow import admission, barrier, inventory
 from vfioflow.admission import Facts
 from vfioflow.devices.base import Device
+from vfioflow.policy import Policy
 from vfioflow.threads import finish, in_thread
 from vfioflow.wire import messages
 from vfioflow.wire.address import Address
@@ -42,6 +44,7 @@ async def ask(
     security: Security | None = None,
     connect_timeout: float = 10.0,
     timeout: float = 30.0,
+    access_queue: bool = False,
 ) -> Answer:
     """Ask the destination at ``to`` what it would say to these devices; a listener goes on listening.
 
@@ -54,7 +57,9 @@ async def ask(
     control, _ = await call(address, uuid.uuid4().hex, guard, connect_timeout)
     try:
         begin = time.monotonic()
-        await control.send(messages.Plan(devices=[_offer(device) for device in devices]))
+        await control.send(
+            messages.Plan(devices=[_offer(d) for d in devices], access_queue=access_queue)
+        )
         said = await control.expect(messages.Planned, timeout=timeout, what="what it would say")
         seconds = time.monotonic() - begin
     finally:
@@ -98,7 +103,8 @@ async def answer(
     states = await barrier.states(devices, timeout=timeout)
     here = [inventory.facts_of(d.info, state=states[d.name]) for d in devices]
     offered = inventory.offered(asked.devices)
-    verdict = await in_thread(_judge, offered, here, name="plan")
+    queue: Literal["off", "writes"] = "writes" if asked.access_queue else "off"
+    verdict = await in_thread(_judge, offered, here, Policy(access_queue=queue), name="plan")
     return messages.Planned(
         devices=[
             messages.PlannedDevice(
@@ -117,5 +123,5 @@ async def answer(
     )
 
 
-def _judge(devices: Sequence[Facts], there: Sequence[Facts]) -> admission.Verdict:
-    return admission.judge(devices, destination=there)
+def _judge(devices: Sequence[Facts], there: Sequence[Facts], policy: Policy) -> admission.Verdict:
+    return admission.judge(devices, admission.Circumstances(policy=policy), destination=there)

@@ -120,6 +120,23 @@ class Policy:
     Less than what is under way (rate times round trip, and the sockets' buffers) slows the wire down.
     """
 
+    access_queue: Literal["off", "writes"] = "off"
+    """Whether a set may migrate although a device in it has no P2P states: "writes" has accesses to it
+    trapped while it stands still, carried, and replayed.  It needs a trap; see docs/access-queue.md."""
+
+    access_limit: int = 65536
+    """Most writes that are queued."""
+
+    access_bytes: int = 16 * _MIB
+    """Most bytes that they take, their names and 64 bytes each included."""
+
+    access_reads: Literal["hold", "ones", "fail"] = "hold"
+    """What becomes of a read meanwhile: "hold" (it waits until the device runs), "ones" (answered with
+    all bits set) or "fail" (the migration fails)."""
+
+    access_hold: float = 1.0
+    """Seconds that a read may be held before the migration fails."""
+
     def __post_init__(self) -> None:
         _require(self.downtime_limit > 0, "downtime_limit", self.downtime_limit, "above 0 seconds")
         _require(
@@ -164,6 +181,28 @@ class Policy:
             self.reconnect_stop_copy,
             '"wait" or "go-back"',
         )
+        _require(
+            self.access_queue in ("off", "writes"),
+            "access_queue",
+            self.access_queue,
+            '"off" or "writes"',
+        )
+        _require(
+            self.access_reads in ("hold", "ones", "fail"),
+            "access_reads",
+            self.access_reads,
+            '"hold", "ones" or "fail"',
+        )
+        _require(
+            0 < self.access_limit <= 1 << 20, "access_limit", self.access_limit, "1 to 1048576"
+        )
+        _require(
+            0 < self.access_bytes <= 48 * _MIB,
+            "access_bytes",
+            self.access_bytes,
+            "above 0, and 48 MiB at most",
+        )
+        _require(self.access_hold > 0, "access_hold", self.access_hold, "above 0 seconds")
         _require(self.window > 0, "window", self.window, "above 0 bytes")
         for name in ("precopy_timeout", "connect_timeout", "stall_timeout"):
             value = getattr(self, name)

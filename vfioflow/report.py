@@ -24,7 +24,7 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 
-TRANSITIONS = ("quiesce", "stop_copy", "validate", "ready", "resume")
+TRANSITIONS = ("quiesce", "stop", "stop_copy", "validate", "ready", "resume")
 """Steps of the downtime that are the devices' own."""
 
 
@@ -154,6 +154,8 @@ class Report(msgspec.Struct, kw_only=True):
     """Device bytes per second, as measured last before the switchover."""
     bytes_total: int = 0
     bytes_wire: int = 0
+    accesses: int = 0
+    """Writes to devices that stood still, which were queued; at the destination: replayed."""
     reconnects: int = 0
     """Connections that broke and were opened again (source)."""
     switchover_reason: str = ""

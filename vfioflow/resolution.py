@@ -6,12 +6,15 @@ source has committed (:class:`Revival`).
 
 from __future__ import annotations
 
+import base64
 import enum
 import logging
 import time
 from collections.abc import Mapping, Sequence
 
 from vfioflow import barrier
+from vfioflow.access import Trap, Window, codec
+from vfioflow.access.simulated import trap_of
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     AdmissionError,
@@ -299,7 +302,9 @@ class Revival(Taker):
         policy: Policy,
         hooks: Hooks,
         observer: Observer | None,
+        trap: Trap | None = None,
     ) -> None:
+        self._trap = trap
         report = Report(
             role="destination", outcome="failed", session=entry.session, peer=entry.peer
         )
@@ -330,6 +335,7 @@ class Revival(Taker):
 
     async def _carry_on(self) -> None:
         self._enter(Phase.HAND_OVER)
+        await self._recall_accesses()
         if self._entry.step is Step.LOADED:
             try:
                 await self.taking.committed()
@@ -337,6 +343,31 @@ class Revival(Taker):
                 self.taking.in_doubt(str(error))
                 raise
         await self._take_over(self._devices, None)
+
+    async def _recall_accesses(self) -> None:
+        """What was queued for devices that stood still is in the journal.
+
+        Raises HandoverInDoubt: some of it may have been replayed already.
+        """
+        loaded = self._entry.get(Step.LOADED)
+        if loaded is None or not loaded.accesses:
+            return
+        names = [device.name for device in self._devices]
+        held = codec.decode(base64.b64decode(loaded.accesses), names)
+        states = await barrier.states(self._devices, timeout=self._policy.stall_timeout)
+        trap = self._trap or trap_of(self._devices)
+        why = ""
+        if trap is None:
+            why = "accesses to them are to be replayed, and there is no trap here: listen(trap=...)"
+        elif run := sorted(held.devices & {n for n, s in states.items() if s == "RUNNING"}):
+            why = f"{', '.join(run)} run already, and may have had some of the accesses that were queued"
+        if trap is None or why:
+            self._in_doubt(HandoverInDoubt(why), "See what the devices have, and decide by hand")
+            self.taking.in_doubt(why)
+            raise HandoverInDoubt(self.report.error or why)
+        self._window = Window(trap, self._devices, self._policy)
+        self._window.take(held)
+        await self._window.arm()
 
     def abandon(self) -> None:
         """Nobody runs it: leave it to the journal."""

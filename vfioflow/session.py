@@ -88,7 +88,6 @@ class Session:
     def _end(self) -> None:
         """It has ended, and its report is filled."""
         report = self.report
-        self._task = None
         downtime = None if report.downtime_ms is None else report.downtime_ms / 1e3
         total = report.total_ms / 1e3
         emit(self._observer, events.Ended(report.outcome, report.error, total, downtime))

@@ -12,6 +12,7 @@ from typing import TypedDict, TypeVar, Unpack
 
 from vfioflow import barrier, events
 from vfioflow._outlane import END
+from vfioflow.access import Trap, Window, codec
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
     ConfigError,
@@ -64,6 +65,7 @@ async def migrate(
     journal: Journal | None = None,
     session: str = "",
     security: Security | None = None,
+    trap: Trap | None = None,
 ) -> Report:
     """Move a virtual machine's set of devices to the destination listening at ``to``.
 
@@ -81,6 +83,7 @@ async def migrate(
         session: the migration's name; default: a new one.  One that the journal knows is not
             begun again but settled, as :class:`vfioflow.resolution.Comeback` does.
         security: how the two sides know each other: a key or certificates; None: not at all.
+        trap: the VMM's part in ``Policy.access_queue``; simulated devices have their own.
 
     Raises:
         ConfigError, AdmissionError, JournalError: nothing was touched, or every device is RUNNING here.
@@ -99,6 +102,7 @@ async def migrate(
         journal=journal,
         session=session,
         security=security,
+        trap=trap,
     )
     return await source.run()
 
@@ -129,6 +133,7 @@ class Source(Outset):
         journal: Journal | None = None,
         session: str = "",
         security: Security | None = None,
+        trap: Trap | None = None,
     ) -> None:
         self._address = Address.parse(to)
         self._guard = (security or Security()).for_source(self._address.host)
@@ -144,11 +149,13 @@ class Source(Outset):
         self._giving = Giving(journal, report.session, self._address, self._guard, policy)
         self._lanes = [Lane(device) for device in devices]
         self._parts = [Part(source) for source in pending]
+        self._trap = trap
         self._gate = Gate(self._hooks.may_switch_over)
         self._held = {}
         self._bandwidth = Bandwidth()
         self._ended = False  # whether the destination may have had all that it needs
         self._journal_there = ""
+        self._accesses: int | None = None
 
     def change(self, **limits: Unpack[Limits]) -> None:
         """Change ``downtime_limit`` (seconds) or ``max_bandwidth`` (bytes per second, None: no limit).
@@ -176,8 +183,11 @@ class Source(Outset):
 
     async def run(self) -> Report:
         """Migrate.  Once per object.  Raises as :func:`migrate` does."""
-        with ExitStack() as held:
-            return await self._run(held)
+        try:
+            with ExitStack() as held:
+                return await self._run(held)
+        finally:
+            self._task = None
 
     async def _run(self, held: ExitStack) -> Report:
         begin = time.monotonic()
@@ -272,8 +282,22 @@ class Source(Outset):
             ],
         )
         self._clock.lap("quiesce")
-        await self._cross("stop-copy", [(lane, State.STOP_COPY) for lane in self._lanes])
+        last = self._lanes
+        if self._window is not None:
+            await self._window.arm()
+            self._clock.lap("arm")
+            # These may write to the others until they stop, and the others can take it until then.
+            await self._cross(
+                "stop",
+                [(x, State.STOP_COPY) for x in self._lanes if not x.info.flags & Flags.P2P],
+            )
+            last = [lane for lane in self._lanes if lane.info.flags & Flags.P2P]
+            self._clock.lap("stop")
+        await self._cross("stop-copy", [(lane, State.STOP_COPY) for lane in last])
         self._clock.lap("stop_copy")
+        if self._window is not None:
+            await self._send_accesses(self._window)
+            self._clock.lap("accesses")
         if self._hooks.save_config is not None:
             await self._send_config(self._hooks.save_config)
             self._clock.lap("config")
@@ -292,6 +316,15 @@ class Source(Outset):
         await self._drive([in_thread(self._wire.end, name="end")])
         self._ending = False
         self._clock.lap("drain")
+
+    async def _send_accesses(self, window: Window) -> None:
+        """What was queued until now, for all stand still; it stays here too, until they have run there."""
+        data = await window.seal()
+        self._accesses = codec.digest(data)
+        self.report.accesses = len(window.queue)
+        pieces = list(codec.parts(data))
+        for piece in pieces:
+            await self._peer.send(messages.Accesses(data=piece, last=piece is pieces[-1]))
 
     async def _send_config(self, hook: SaveConfig) -> None:
         """What the hook saves of each device; the data waits until the destination has it."""
@@ -335,6 +368,8 @@ class Source(Outset):
         self._clock.split("load", validate=message.validate_seconds, ready=message.ready_seconds)
         self._journaled("load", message.journal_seconds)
         self._check(message)
+        if self._window is not None:
+            self._window.check()
         self._journal_there = message.journal
 
     async def _hand_over(self) -> None:
@@ -352,6 +387,8 @@ class Source(Outset):
         self._clock.split(
             "commit", resume=running.resume_seconds, start_vcpus=running.start_vcpus_seconds
         )
+        if self._window is not None:
+            self._clock.split("commit", replay=running.replay_seconds)
         self._journaled("commit", seconds + running.journal_seconds)
         self.report.downtime_ms = sum(self.report.steps_ms.values())
         self.report.outcome = "completed"
@@ -368,6 +405,10 @@ class Source(Outset):
 
     def _check(self, loaded: messages.Loaded) -> None:
         """The destination must have taken just what was sent, of every device."""
+        if loaded.accesses != self._accesses:
+            raise IntegrityError(
+                "the destination has not got the queued accesses as they were sent"
+            )
         taken = {device.name: device for device in loaded.devices}
         for lane in self._lanes:
             device = taken.get(lane.name)
@@ -415,7 +456,10 @@ class Source(Outset):
         await self._on_the_way_back("before", error)
         if self._touched:
             trouble = await barrier.back_to_running(
-                self._devices, timeout=self._policy.stall_timeout, observer=self._observer
+                self._devices,
+                timeout=self._policy.stall_timeout,
+                observer=self._observer,
+                between=self._window.replay if self._window is not None else None,
             )
             self._add_trouble(trouble, error)
         if self._vcpus_stopped:

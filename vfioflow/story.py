@@ -81,6 +81,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """BEGUN: each device, and whether its state outlives the process."""
     states: dict[str, str] = {}
     """LOADED: where each device stands."""
+    accesses: str = ""
+    """LOADED: what was queued for devices that stood still, in base64."""
     identity: str = ""
     """COMMITTED, source: the destination's journal."""
     choice: str = ""

@@ -6,12 +6,14 @@ The names in capitals (D_LOADED, ...) are the transitions of the model in `docs/
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from vfioflow.access import Window
 from vfioflow.devices.base import Device
 from vfioflow.errors import HandoverInDoubt, JournalError, PeerError, PeerLost, RemoteError
 from vfioflow.events import Resumed, emit
@@ -20,7 +22,7 @@ from vfioflow.hooks import call
 from vfioflow.journal import Entry, Journal
 from vfioflow.policy import Policy
 from vfioflow.session import Session
-from vfioflow.states import State
+from vfioflow.states import Flags, State
 from vfioflow.story import Step
 from vfioflow.wire import messages
 from vfioflow.wire.control import Control
@@ -88,14 +90,15 @@ class Taking:
         """D_BEGIN: before any device is touched.  Raises as :meth:`Giving.begin`."""
         await self.log.begin(self._session, "destination", peer, devices)
 
-    async def loaded(self, states: Mapping[str, str]) -> tuple[str, float]:
+    async def loaded(self, states: Mapping[str, str], accesses: bytes) -> tuple[str, float]:
         """D_LOADED: before LOADED is said.  From now on only the source's word counts.
 
         Returns the journal's identity and the seconds that it took.  Raises JournalError: the
         devices are to be reset.
         """
         self.log.lap()  # BEGUN was before the downtime
-        await self.log.record(Step.LOADED, states=dict(states))
+        queued = base64.b64encode(accesses).decode()
+        await self.log.record(Step.LOADED, states=dict(states), accesses=queued)
         self._loaded = True
         return self.log.identity, self.log.lap()
 
@@ -149,6 +152,7 @@ class Taking:
             trouble = str(error)
         message = messages.Running(
             resume_seconds=message.resume_seconds,
+            replay_seconds=message.replay_seconds,
             start_vcpus_seconds=message.start_vcpus_seconds,
             journal_seconds=self.log.lap(),
         )
@@ -199,6 +203,7 @@ async def _commit(control: Control, loaded: messages.Loaded, limit: float) -> No
 class Taker(Session):
     """A destination's session, from COMMITTED on."""
 
+    _window: Window | None = None
     taking: Taking
     """Where a source that comes back is answered."""
     _patience = 0.0
@@ -211,12 +216,7 @@ class Taker(Session):
         """
         begin = time.monotonic()
         try:
-            resumed = await self.order.cross(
-                "resume",
-                [(device, State.RUNNING) for device in devices],
-                timeout=self._policy.stall_timeout,
-                observer=self._observer,
-            )
+            resumed, replayed = await self._resume(devices)
             begin = time.monotonic()
             await call(self._hooks.start_vcpus, "start_vcpus")
         except BaseException as error:  # a hook may end in a cancellation of its own
@@ -228,10 +228,14 @@ class Taker(Session):
             raise HandoverInDoubt(self.report.error) from error
         self.report.outcome = "completed"
         emit(self._observer, Resumed())
-        self.report.steps_ms["resume"] = resumed.seconds * 1e3
+        self.report.steps_ms["resume"] = resumed * 1e3
+        if self._window is not None:
+            self.report.steps_ms["replay"] = replayed * 1e3
         message, trouble = await self.taking.running(
             messages.Running(
-                resume_seconds=resumed.seconds, start_vcpus_seconds=time.monotonic() - begin
+                resume_seconds=resumed,
+                replay_seconds=replayed,
+                start_vcpus_seconds=time.monotonic() - begin,
             )
         )
         if trouble:
@@ -241,6 +245,31 @@ class Taker(Session):
         else:
             await self.taking.told()
         await self._done()
+
+    async def _resume(self, devices: Sequence[Device]) -> tuple[float, float]:
+        """All to RUNNING; those without P2P states first where accesses to them were queued.
+
+        Then the others start nothing before these have had what was queued.  Seconds of the changes,
+        and of the replay.
+        """
+        if self._window is None:
+            return await self._run_all("resume", devices), 0.0
+        quiet = [device for device in devices if device.info.flags & Flags.P2P]
+        seconds = await self._run_all("resume", [d for d in devices if d not in quiet])
+        begin = time.monotonic()
+        await self._window.replay()
+        replayed = time.monotonic() - begin
+        self.report.accesses = self._window.replayed
+        return seconds + await self._run_all("resume-p2p", quiet), replayed
+
+    async def _run_all(self, name: str, devices: Sequence[Device]) -> float:
+        crossing = await self.order.cross(
+            name,
+            [(device, State.RUNNING) for device in devices],
+            timeout=self._policy.stall_timeout,
+            observer=self._observer,
+        )
+        return crossing.seconds
 
     async def _until_told(self, control: Control | None, message: messages.Running) -> str:
         """Say RUNNING until the source knows, here or on another connection; else why it does not."""

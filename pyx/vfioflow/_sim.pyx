@@ -168,6 +168,27 @@ cdef class SimCore:
             memset(&self.c.ledger, 0, sizeof(self.c.ledger))
             member_load_ledger(&self.c.member, &self.c.ledger)
             pthread_mutex_unlock(&self.c.lock)
+        if self.fabric is not None:
+            self.fabric.untrap(&self.c.member)
+
+    def arm(self, uint32_t room):
+        """Have the fabric keep messages to this device, ``room`` of all such devices; nothing without one."""
+        if self.fabric is not None:
+            self.fabric.arm(&self.c.member, room)
+
+    def disarm(self):
+        """Let messages reach it again, unless the fabric keeps some; whether they do now."""
+        return self.fabric is None or bool(self.fabric.disarm(&self.c.member))
+
+    def take_trapped(self):
+        """All messages that the fabric keeps, in order: (sender, receiver, number), names as hashes."""
+        return [] if self.fabric is None else self.fabric.take_trapped()
+
+    def receive(self, str sender, uint64_t number):
+        """Give the device a message that was kept; whether it could take it."""
+        return self.fabric is not None and bool(
+            self.fabric.receive(&self.c.member, name_hash(sender), number)
+        )
 
     @property
     def state(self):

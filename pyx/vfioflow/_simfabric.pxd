@@ -18,11 +18,17 @@ ctypedef struct ledger_t:
     uint32_t count
     entry_t entry[MAX_PEERS]
 
+ctypedef struct message_t:
+    uint64_t sender             # hash of its name
+    uint64_t receiver
+    uint64_t number
+
 ctypedef struct fabric_t        # (declared first: members point back)
 
 ctypedef struct member_t:       # the part of a device that its peers see; guarded by the fabric's lock
     uint64_t name               # hash
     int state                   # the effective migration state
+    int trapped                 # messages to it are kept by the fabric
     ledger_t ledger
     fabric_t *fabric            # NULL: alone
 
@@ -31,6 +37,9 @@ ctypedef struct fabric_t:
     uint32_t count
     member_t *member[MAX_PEERS]
     uint64_t ticked_ns
+    message_t *kept             # messages to trapped members, in the order of sending
+    uint32_t kept_count
+    uint32_t kept_room
 
 
 cdef class FabricCore:
@@ -39,6 +48,10 @@ cdef class FabricCore:
     cdef list owners            # keeps the members' memory alive
     cdef int join(self, member_t *member, object owner) except -1
     cdef int leave(self, member_t *member, object owner) except -1
+    cdef int arm(self, member_t *member, uint32_t room) except -1
+    cdef bint disarm(self, member_t *member)
+    cdef void untrap(self, member_t *member)
+    cdef bint receive(self, member_t *receiver, uint64_t sender, uint64_t number)
 
 
 cdef bint can_send(int state) noexcept nogil

@@ -5,6 +5,7 @@ One lock per fabric covers the members' effective states, their ledgers and all 
 so that a message is either accepted by a peer that may receive, or lost, never half of each.
 """
 
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from pthread cimport (
     pthread_mutex_destroy,
@@ -44,23 +45,45 @@ cdef entry_t *entry_for(ledger_t *ledger, uint64_t peer) noexcept nogil:
 
 cdef void send(member_t *sender, member_t *receiver) noexcept nogil:
     cdef entry_t *out = entry_for(&sender.ledger, receiver.name)
-    cdef entry_t *into
     cdef uint64_t number
     if out == NULL:
         return
     number = out.sent
+    if receiver.trapped:
+        if not keep(receiver.fabric, sender.name, receiver.name, number):
+            return      # a write that finds no room has not been made yet
+        out.sent += 1
+        return
     out.sent += 1
+    receive(receiver, sender.name, number)
+
+
+cdef bint keep(fabric_t *fabric, uint64_t sender, uint64_t receiver, uint64_t number) noexcept nogil:
+    """Whether there was room to keep a message."""
+    cdef message_t *message
+    if fabric.kept_count == fabric.kept_room:
+        return False
+    message = &fabric.kept[fabric.kept_count]
+    message.sender, message.receiver, message.number = sender, receiver, number
+    fabric.kept_count += 1
+    return True
+
+
+cdef bint receive(member_t *receiver, uint64_t sender, uint64_t number) noexcept nogil:
+    """Whether the receiver could take it."""
+    cdef entry_t *into
     if not can_receive(receiver.state):
-        return
-    into = entry_for(&receiver.ledger, sender.name)
+        return False
+    into = entry_for(&receiver.ledger, sender)
     if into == NULL:
-        return
+        return False
     if number < into.expected:
         into.duplicates += 1
-        return
+        return True
     into.gaps += number - into.expected
     into.received += 1
     into.expected = number + 1
+    return True
 
 
 cdef void exchange(fabric_t *fabric) noexcept nogil:
@@ -159,6 +182,64 @@ cdef class FabricCore:
         self.owners.remove(owner)
         return 0
 
+    cdef int arm(self, member_t *member, uint32_t room) except -1:
+        cdef message_t *kept = NULL
+        if self.c.kept == NULL:
+            kept = <message_t *> calloc(room, sizeof(message_t))
+            if kept == NULL:
+                raise MemoryError
+        with nogil:
+            pthread_mutex_lock(&self.c.lock)
+            if kept != NULL:
+                self.c.kept, self.c.kept_room, self.c.kept_count = kept, room, 0
+            member.trapped = True
+            pthread_mutex_unlock(&self.c.lock)
+        return 0
+
+    cdef bint disarm(self, member_t *member):
+        cdef bint empty
+        with nogil:
+            pthread_mutex_lock(&self.c.lock)
+            empty = self.c.kept_count == 0
+            if empty:
+                member.trapped = False
+            pthread_mutex_unlock(&self.c.lock)
+        return empty
+
+    cdef void untrap(self, member_t *member):
+        with nogil:
+            pthread_mutex_lock(&self.c.lock)
+            member.trapped = False
+            pthread_mutex_unlock(&self.c.lock)
+
+    cdef bint receive(self, member_t *receiver, uint64_t sender, uint64_t number):
+        cdef bint taken
+        with nogil:
+            pthread_mutex_lock(&self.c.lock)
+            taken = receive(receiver, sender, number)
+            pthread_mutex_unlock(&self.c.lock)
+        return taken
+
+    def take_trapped(self):
+        """The messages that were kept, in order, as (sender, receiver, number) of name hashes; none stays."""
+        cdef uint32_t i, count
+        cdef message_t *kept
+        taken = []
+        if self.c.kept == NULL:
+            return taken
+        kept = <message_t *> calloc(self.c.kept_room, sizeof(message_t))
+        if kept == NULL:
+            raise MemoryError
+        with nogil:
+            pthread_mutex_lock(&self.c.lock)
+            count, self.c.kept_count = self.c.kept_count, 0
+            kept, self.c.kept = self.c.kept, kept
+            pthread_mutex_unlock(&self.c.lock)
+        for i in range(count):
+            taken.append((kept[i].sender, kept[i].receiver, kept[i].number))
+        free(kept)
+        return taken
+
     def tick(self):
         """One message from every device that may send to each of its peers."""
         with nogil:
@@ -167,5 +248,6 @@ cdef class FabricCore:
             pthread_mutex_unlock(&self.c.lock)
 
     def __dealloc__(self):
+        free(self.c.kept)
         if self.ready:
             pthread_mutex_destroy(&self.c.lock)

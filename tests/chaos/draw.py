@@ -100,6 +100,8 @@ def schedule(seed: int) -> Schedule:
     durable = not sim_only and ("kill" in kinds or rng.random() < 0.4)
     devices = _durable_devices(rng) if durable else _sim_devices(rng)
     policy = _policy(rng, kinds)
+    if not durable and len(devices) > 1:
+        devices = _some_without_p2p(seed, devices, policy)
     if "break" in kinds and "reconnect_timeout" not in policy:
         policy.update(_reconnecting(rng, HARMLESS.issuperset(kinds)))
     if {"drop", "repeat", "swap"} & set(kinds) and rng.random() < 0.4:
@@ -159,6 +161,25 @@ def _sim_devices(rng: random.Random) -> tuple[DeviceSpec, ...]:
         options["dirty_rate"] = 0 if quiet or number % 2 else 200_000
         options["p2p_rate"] = rng.choice((0, 1000))
         found.append(DeviceSpec(name, options))
+    return tuple(found)
+
+
+def _some_without_p2p(
+    seed: int, devices: tuple[DeviceSpec, ...], policy: dict[str, Any]
+) -> tuple[DeviceSpec, ...]:
+    """In a part of the runs: devices to which accesses are queued.  Has its own dice."""
+    rng = random.Random(f"vfioflow chaos access {seed}")
+    if rng.random() < 0.6:
+        return devices
+    policy["access_queue"] = "writes"
+    without = rng.sample([d.name for d in devices], rng.randint(1, len(devices)))
+    found = []
+    for device in devices:
+        options = dict(device.options, p2p_rate=rng.choice((0, 1000, 20_000)))
+        if device.name in without:
+            flags = _flags(device) & ~Flags.P2P
+            options["flags"] = [flag.name for flag in Flags if flag and flag in flags]
+        found.append(DeviceSpec(device.name, options))
     return tuple(found)
 
 
@@ -386,4 +407,6 @@ def _device_fault(
 def _flags(device: DeviceSpec) -> Flags:
     from vfioflow.devices.profile import profile
 
+    if "flags" in device.options:
+        return Flags(sum(Flags[name] for name in device.options["flags"]))
     return profile(device.options["profile"]).migration_flags

@@ -153,6 +153,30 @@ MUTATIONS = (
         "                self._acknowledge(heard)\n                owned.pop_all()\n",
         "                owned.pop_all()\n",
     ),
+    Mutation(
+        "accesses that were queued are not replayed at the destination",
+        "vfioflow/takeover.py",
+        "        await self._window.replay()\n",
+        "        pass\n",
+    ),
+    Mutation(
+        "accesses that were queued are forgotten when going back",
+        "vfioflow/source.py",
+        "                between=self._window.replay if self._window is not None else None,\n",
+        "",
+    ),
+    Mutation(
+        "devices stop before accesses to them are trapped",
+        "vfioflow/source.py",
+        "            await self._window.arm()\n",
+        "",
+    ),
+    Mutation(
+        "queued accesses are replayed out of order",
+        "vfioflow/access/codec.py",
+        "    return Held(tuple(form.writes), form.interrupts)\n",
+        "    return Held(tuple(form.writes[::-1]), form.interrupts)\n",
+    ),
 )
 
 

@@ -18,6 +18,7 @@ from vfioflow import (
     State,
     listen,
 )
+from vfioflow.access import Trap
 from vfioflow.devices.sim import ledger
 from vfioflow.events import BarrierPassed, Event, StateChanged
 
@@ -70,6 +71,8 @@ async def run(
     source_security: Security | None = None,
     pending: Sequence[PendingSource] = (),
     began: Callable[[Source], None] | None = None,
+    trap: Trap | None = None,
+    trap_there: Trap | None = None,
 ) -> Outcome:
     """Migrate ``source`` onto ``destination``.  ``through`` puts something between (an address
     for an address); ``cancel`` cancels one side at an event of either; ``began`` gets the source
@@ -105,6 +108,7 @@ async def run(
             hooks=hooks,
             observer=observe("destination"),
             security=security,
+            trap=trap_there,
         ) as listener,
     ):
         address = listener.address
@@ -118,6 +122,7 @@ async def run(
             pending=pending,
             observer=observe("source"),
             security=source_security,
+            trap=trap,
         )
         if began is not None:
             began(sender)

@@ -16,6 +16,7 @@ SAID = {
         r"destination  before hand over\n(?:.*\n)*?vCPUs start there\n.*"
         r"completed: one more round, then \d+ ms of downtime\n"
     ),
+    "trap.py": r"10 stores were queued; all 210 arrived once, in order\n",
     "ram.py": r"RAM: 6[4-9] MiB while it ran, \d+ KiB while it stood still; net0: \d+ MiB; \d+ ms\n",
 }
 

@@ -105,7 +105,22 @@ def test_a_set_needs_p2p_of_each_and_says_whose_is_missing():
     assert list(verdict.reasons()) == ["acc0"]
     [finding] = verdict.of("acc0")
     assert finding.because == ("net0", "gpu0")
-    assert finding.remedy == "migrate it alone, or without it"
+    assert finding.remedy == "migrate it alone, or without it; or see docs/access-queue.md"
+
+
+def test_with_an_access_queue_such_a_set_may_under_a_condition():
+    around = Circumstances(policy=Policy(access_queue="writes"))
+    verdict = judge([NET, ACC, GPU], around)
+    assert (verdict.level, verdict.reasons()) == (Level.CONDITION, {})
+    [finding] = verdict.of("acc0")
+    assert (finding.rule, finding.level, finding.because) == (
+        "p2p",
+        Level.CONDITION,
+        ("net0", "gpu0"),
+    )
+    assert finding.reason.endswith("net0 and gpu0 may write to it while it stands still")
+    assert "trapped, queued and replayed" in finding.remedy
+    assert judge([NET, GPU], around).level is Level.MAY
 
 
 def test_more_flags_at_the_destination_do_no_harm():

@@ -12,6 +12,7 @@ from vfioflow.states import State
 PUBLIC = [getattr(errors, name) for name in errors.__all__]
 
 EXIT_CODES = {
+    errors.AccessError: 4,
     errors.VfioflowError: 1,
     errors.ConfigError: 2,
     errors.AdmissionError: 3,
@@ -67,11 +68,11 @@ def test_exit_codes() -> None:
 
 
 def test_each_kind_of_failure_has_its_own_exit_code() -> None:
-    # The two device errors and that of a tunnel's end share one on purpose, as do the two about what a
-    # user has given; so do a peer error's subclasses.
+    # The two device errors, that of an access to one, and that of a tunnel's end share one on purpose, as
+    # do the two about what a user has given; so do a peer error's subclasses.
     kinds = [error for error in PUBLIC if errors.VfioflowError in error.__bases__]
     codes = sorted(error.exit_code for error in kinds)
-    assert codes == [1, 2, 2, 3, 4, 4, 4, 5, 6, 7, 8, 9]
+    assert codes == [1, 2, 2, 3, 4, 4, 4, 4, 5, 6, 7, 8, 9]
 
 
 def test_device_error_names_the_device_and_keeps_the_errno() -> None:

@@ -21,6 +21,11 @@ __all__ = ["RULES", "Case", "Rule"]
 _UAPI = "include/uapi/linux/vfio.h"
 _QEMU = "hw/vfio/migration.c (QEMU)"
 
+_QUEUED = (
+    "accesses to it are trapped, queued and replayed: its regions must be reached only through the"
+    " trap, by no DMA that an IOMMU maps straight to them; a read of it waits meanwhile"
+)
+
 _MOST_NAMED = 16
 """Other devices that are named as the reason."""
 
@@ -142,7 +147,7 @@ def _state(case: Case) -> Iterator[Finding]:
 
 @_rule(
     "p2p",
-    "a device without the P2P states is in a set with others",
+    "a device without the P2P states is in a set with others; with `access_queue` a condition",
     f"{_UAPI}: VFIO_MIGRATION_P2P; {_QEMU}: several devices only if all have it",
 )
 def _p2p(case: Case) -> Iterator[Finding]:
@@ -150,16 +155,18 @@ def _p2p(case: Case) -> Iterator[Finding]:
     for device in case.devices:
         others = tuple(name for name in some if name != device.name)[:_MOST_NAMED]
         if others and device.flags & Flags.STOP_COPY and not device.flags & Flags.P2P:
-            yield Finding(
-                "p2p",
-                Level.MAY_NOT,
-                (device.name,),
+            reason = (
                 f"its driver {device.driver} has no P2P states:"
-                f" {_list(others, len(case.devices) - 1)} could not be"
-                " kept from DMA to it while it stops",
-                "migrate it alone, or without it",
-                because=others,
+                f" {_list(others, len(case.devices) - 1)}"
             )
+            names = (device.name,)
+            if case.around.policy.access_queue == "writes":
+                reason += " may write to it while it stands still"
+                yield Finding("p2p", Level.CONDITION, names, reason, _QUEUED, because=others)
+            else:
+                reason += " could not be kept from DMA to it while it stops"
+                remedy = "migrate it alone, or without it; or see docs/access-queue.md"
+                yield Finding("p2p", Level.MAY_NOT, names, reason, remedy, because=others)
 
 
 @_rule(

@@ -191,6 +191,21 @@ _POLICY: dict[str, _Option] = {
         "TIME",
         "30s",
     ),
+    "access_queue": _Option(
+        click.Choice(["off", "writes"]),
+        "Whether devices without P2P states may migrate with others: 'writes' has accesses to one"
+        " that stands still queued, carried and replayed.",
+    ),
+    "access_limit": _Option(click.INT, "Most writes that are queued.", "N"),
+    "access_bytes": _Option(SIZE, "Most bytes that they take.", "SIZE", "16MiB"),
+    "access_reads": _Option(
+        click.Choice(["hold", "ones", "fail"]),
+        "What becomes of a read meanwhile: it waits, is answered with all bits set, or fails the"
+        " migration.",
+    ),
+    "access_hold": _Option(
+        DURATION, "Time that a read may wait before the migration fails.", "TIME", "1s"
+    ),
     "stream_factor": _Option(
         click.FLOAT,
         "Most bytes that the destination takes for a device, in multiples of the size it was"

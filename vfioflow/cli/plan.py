@@ -58,7 +58,12 @@ _REFUSED = 3
     help="What the migration of the virtual machine is to use besides.",
 )
 @policy_options(
-    "downtime_limit", "on_no_convergence", "switchover_ack", "connect_timeout", "stall_timeout"
+    "downtime_limit",
+    "access_queue",
+    "on_no_convergence",
+    "switchover_ack",
+    "connect_timeout",
+    "stall_timeout",
 )
 @json_option
 @verbosity
@@ -128,6 +133,7 @@ def _ask(devices: Sequence[Facts], to: str, security: Names, policy: Policy) -> 
             security=security.read(),
             connect_timeout=policy.connect_timeout,
             timeout=2 * policy.stall_timeout,
+            access_queue=policy.access_queue == "writes",
         )
     )
 

@@ -14,6 +14,7 @@ from vfioflow.wire.trouble import printable
 
 __all__ = [
     "Accept",
+    "Accesses",
     "Back",
     "BackTaken",
     "Commit",
@@ -142,6 +143,8 @@ class Offer(_Message, frozen=True, tag="offer"):
     digests: bool
     window: Bytes
     reconnect_seconds: Seconds
+    access_queue: bool = False
+    """Whether accesses to devices that stand still will come, to be replayed."""
 
     def check(self) -> None:
         """Raise ProtocolError unless all numbers and names in it are of this world."""
@@ -188,6 +191,8 @@ class Plan(_Message, frozen=True, tag="plan"):
     """Source to destination, in place of an offer: would this set be accepted?  Touches nothing."""
 
     devices: Annotated[list[OfferedDevice], msgspec.Meta(max_length=MAX_DEVICES)]
+    access_queue: bool = False
+    """As in an offer."""
 
     def check(self) -> None:
         """Raise ProtocolError unless all numbers and names in it are of this world."""
@@ -255,6 +260,13 @@ class ConfigTaken(_Message, frozen=True, tag="config-taken"):
     """Destination to source: it is loaded, or kept until all data is."""
 
 
+class Accesses(_Message, frozen=True, tag="accesses"):
+    """Source to destination: a part of what was queued for devices that stand still, in order."""
+
+    data: bytes
+    last: bool
+
+
 class LoadedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the destination took of one device: bytes and digest of its stream."""
 
@@ -274,6 +286,8 @@ class Loaded(_Message, frozen=True, tag="loaded"):
     ready_seconds: Seconds
     journal: str = ""
     journal_seconds: Seconds = 0.0
+    accesses: int | None = None
+    """CRC32C of the queued accesses that came; None: there were to be none."""
 
 
 class Commit(_Message, frozen=True, tag="commit"):
@@ -285,6 +299,7 @@ class Running(_Message, frozen=True, tag="running"):
 
     resume_seconds: Seconds
     start_vcpus_seconds: Seconds
+    replay_seconds: Seconds = 0.0
     journal_seconds: Seconds = 0.0
 
 
@@ -353,6 +368,7 @@ Message: TypeAlias = (
     | ProbeDone
     | SwitchoverAck
     | Switchover
+    | Accesses
     | Config
     | ConfigTaken
     | Loaded
