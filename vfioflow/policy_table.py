@@ -44,7 +44,7 @@ def policy_of(table: Mapping[str, Any], base: Policy | None = None) -> Policy:
 
 def _value(key: str, value: Any, default: Any) -> Any:
     kind = int if default is None else type(default)
-    parse = parse_duration if kind is float else _TEXTS.get(key)
+    parse = parse_duration if kind is float and key != "stream_factor" else _TEXTS.get(key)
     if parse is not None and isinstance(value, str):
         try:
             return parse(value)

@@ -104,7 +104,7 @@ def run(
     bound         changes of state, and what was left over the wire: no order of operations
                   does with less
     over          downtime over bound
-    vs QEMU       downtime over that in QEMU's order (with --order both)
+    QEMU's        downtime over that in QEMU's order (with --order both)
 
     Ctrl-C ends it, and what was measured is printed. The exit code is 0 if every run completed,
     else that of the first run that did not.

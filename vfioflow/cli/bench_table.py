@@ -11,7 +11,7 @@ from vfioflow.lab.results import MadeWire, OrderResult, Results, ScenarioResult,
 
 __all__ = ["table"]
 
-_CLOSE = 0.95
+_CLOSE = 0.9
 """The share of a wire's rate from which on it counts as reached; headers take the rest."""
 
 
@@ -19,15 +19,15 @@ def table(results: Results) -> RenderableType:
     """One line for each scenario and order, what is to be said of the wires, and the summary."""
     grid = Table(
         Column("scenario", no_wrap=True),
-        "order",
-        Column("downtime", justify="right"),
+        Column("order", no_wrap=True),
+        Column("downtime", justify="right", no_wrap=True),
         Column("spread", justify="right", no_wrap=True),
-        Column("bound", justify="right"),
-        Column("over", justify="right"),
-        Column("total", justify="right"),
-        Column("vs QEMU", justify="right"),
+        Column("bound", justify="right", no_wrap=True),
+        Column("over", justify="right", no_wrap=True),
+        Column("total", justify="right", no_wrap=True),
+        Column("QEMU's", justify="right", no_wrap=True),
         box=None,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1, 0, 0),
         header_style="dim",
     )
     for each in results.scenarios:
@@ -43,9 +43,8 @@ def table(results: Results) -> RenderableType:
 
 def _row(result: ScenarioResult, order: OrderResult) -> list[str]:
     ours = order.order == "vfioflow" and result.to_qemu is not None
-    failed = f" {order.failed} failed" if order.failed else ""
     return [
-        order.order + failed,
+        order.order,
         _ms(order.downtime),
         _half(order.downtime),
         _ms(order.bound),
@@ -74,8 +73,11 @@ def _notes(result: ScenarioResult) -> list[str]:
     notes = [f"{result.name}: {note}" for note in result.wire.notes]
     if said := _short(result.wire):
         notes.append(f"{result.name}: {said}")
-    errors = {run.outcome.error for order in result.orders for run in order.runs} - {""}
-    return [*notes, *(f"{result.name}: {error}" for error in sorted(errors))]
+    for order in result.orders:
+        if errors := [run.outcome.error for run in order.runs if run.outcome.error]:
+            count = f"{len(errors)} of {len(order.runs)} runs in {order.order}'s order failed"
+            notes.append(f"{result.name}: {count}: {errors[0]}")
+    return notes
 
 
 def _short(wire: MadeWire) -> str:

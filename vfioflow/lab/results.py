@@ -131,12 +131,17 @@ def spread(values: Iterable[float]) -> Spread | None:
     return Spread(median=median, low=low, high=high, least=found[0], most=found[-1])
 
 
-def carried(scenario: Scenario, outcomes: Iterable[Outcome], gave: float | None) -> float | None:
-    """The best rate that a run reached; no more than what the wire gave; None: none is known."""
+def carried(scenario: Scenario, outcomes: Iterable[Outcome]) -> float | None:
+    """The best rate that a run reached, at most what the scenario's wire carries; None: none is known.
+
+    Not held to what plain sockets reached: where the machine was busy just then, that is too little,
+    and each bound too high.
+    """
     load = load_seconds(scenario)
     rates = [max(each.bandwidth or 0.0, _drain_rate(each, load)) for each in outcomes]
     best = max(rates, default=0.0) or None
-    return best if gave is None or best is None else min(best, gave)
+    asked = scenario.wire.rate
+    return best if asked is None or best is None else min(best, asked)
 
 
 def _drain_rate(outcome: Outcome, load: float) -> float:

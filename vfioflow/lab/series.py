@@ -68,7 +68,7 @@ class Series:
             kind=bench.wire.kind,
             asked=scenario.wire.rate,
             gave=bench.gave,
-            carried=carried(scenario, [run.outcome for run in runs], bench.gave),
+            carried=carried(scenario, [run.outcome for run in runs]),
             latency=scenario.wire.latency,
             loss=scenario.wire.loss,
             notes=list(bench.wire.notes),
