@@ -15,12 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfioflow import ConfigError, PeerLost
+from vfioflow import ConfigError, PeerLost, Report
 from vfioflow.agent import gateway, server, words
+from vfioflow.agent.client import Client
 from vfioflow.agent.connection import MAX_FDS, MAX_LINE, Connection
 from vfioflow.agent.gateway import Credentials, Gate
 from vfioflow.agent.methods import METHODS
 from vfioflow.errors import ProtocolError, RemoteError
+from vfioflow.events import Phase
 
 
 def serve(speak, handle=None):
@@ -223,6 +225,30 @@ def test_events_are_left_out_for_a_client_that_does_not_read_and_that_is_said():
         assert numbers == list(range(len(numbers)))
         assert 0 < len(numbers) < 40
         assert dropped == 40 - len(numbers)
+
+    assert serve(speak) == ([], None)
+
+
+def test_the_end_of_a_migration_is_not_left_out():
+    async def speak(sock, connection):
+        client = Client(None, lambda: False)
+        client.connection = connection
+
+        class Ends:
+            report = Report(role="source", outcome="completed", session="s")
+            phase = Phase.DONE
+
+            async def run(self):
+                for _ in range(40):
+                    connection.notify("event", {"filler": "x" * 1_000_000})
+
+        migration = client.run("m1", Ends(), [])
+        seen = b""
+        while b"migration.ended" not in seen and b"stop" not in seen:
+            seen += await asyncio.get_running_loop().sock_recv(sock, 1 << 20)
+            if migration.task.done() and not connection._waiting:
+                connection.notify("stop", {})
+        assert b"migration.ended" in seen
 
     assert serve(speak) == ([], None)
 

@@ -185,7 +185,7 @@ class Client:
         error = None if migration.task.cancelled() else migration.task.exception()
         if error is not None and not isinstance(error, VfioflowError):
             log.error("migration %s ended by a fault of the agent", migration.name, exc_info=error)
-        self.connection.notify("migration.ended", migration.status())
+        self.connection.notify("migration.ended", migration.status(), must=True)
 
     def observer(self, migration: Callable[[], str], wanted: bool) -> Observer | None:
         """Tells the client of every event, if it wants to know."""
