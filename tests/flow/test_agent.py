@@ -405,6 +405,8 @@ def test_what_the_set_has_written(agent):
         peer.call("device.add", name="b", simulated={"profile": "mlx5"})
         log = peer.call("dirty.start", devices=["a"], ranges=[[0, 1 << 20]])
         assert log == {"log": "d1", "page_size": 4096, "teller": "device"}
+        with pytest.raises(client.AgentError, match="ask for 137438953472 at most"):
+            peer.call("dirty.report", log="d1", iova=0, length=1 << 50)
         report = peer.call("dirty.report", log="d1", iova=0, length=1 << 20)
         assert report == {"bitmap": "A" * 43 + "=", "page_size": 4096, "all_tracking": True}
         with pytest.raises(client.AgentError, match="device a is used by d1"):

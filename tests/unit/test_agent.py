@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import stat
+import threading
 import typing
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfioflow import ConfigError, PeerLost, Report
-from vfioflow.agent import gateway, server, words
+from vfioflow import ConfigError, PeerLost, Report, SimDevice
+from vfioflow.agent import gateway, methods, server, words
 from vfioflow.agent.client import Client
 from vfioflow.agent.connection import MAX_FDS, MAX_LINE, Connection
 from vfioflow.agent.gateway import Credentials, Gate
@@ -240,7 +241,7 @@ def test_the_end_of_a_migration_is_not_left_out():
 
             async def run(self):
                 for _ in range(40):
-                    connection.notify("event", {"filler": "x" * 100_000})
+                    connection.notify("event", {"filler": "x" * 1_000_000})
 
         migration = client.run("m1", Ends(), [])
         seen = b""
@@ -251,6 +252,44 @@ def test_the_end_of_a_migration_is_not_left_out():
         assert b"migration.ended" in seen
 
     assert serve(speak) == ([], None)
+
+
+def test_a_device_is_in_use_until_its_log_has_ended(monkeypatch):
+    """A client that does not wait for `dirty.stop` cannot have it closed under its log."""
+    at_work, may = threading.Event(), threading.Event()
+
+    class Slow:
+        teller, page_size = "device", 4096
+
+        def __init__(self, devices):
+            pass
+
+        def start(self, ranges, page_size):
+            return page_size
+
+        def stop(self):
+            at_work.set()
+            may.wait()
+
+    monkeypatch.setattr(methods, "DirtySet", Slow)
+
+    async def body():
+        client = Client(None, lambda: False)
+        call = methods.Call(client, None)
+        client.devices["a"] = SimDevice("a")
+        await METHODS["dirty.start"].function(call, words.DirtyStart(ranges=[(0, 4096)]))
+        stop = METHODS["dirty.stop"].function(call, words.LogNamed(log="d1"))
+        stopping = asyncio.create_task(stop)
+        await asyncio.to_thread(at_work.wait)
+        try:
+            with pytest.raises(ConfigError, match="device a is used by d1"):
+                await client.remove("a")
+        finally:
+            may.set()
+            await stopping
+        await client.remove("a")
+
+    asyncio.run(body())
 
 
 # ------------------------------------------------------------------ who may come in

@@ -25,7 +25,7 @@ from vfioflow.source import Source
 from vfioflow.threads import finish, in_thread
 from vfioflow.watching.jsonlines import as_dict
 
-__all__ = ["Client", "Migration", "Port"]
+__all__ = ["Client", "Log", "Migration", "Port"]
 
 log = logging.getLogger("vfioflow")
 
@@ -70,6 +70,15 @@ class Port:
     listener: Listener = field(init=False)
 
 
+@dataclass(eq=False)
+class Log:
+    """A dirty log, of which devices, and who uses it now: one at a time."""
+
+    written: DirtySet
+    devices: frozenset[str]
+    use: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class Client:
     """One connection's things.  Names are its own: no other client sees them."""
 
@@ -81,7 +90,7 @@ class Client:
         self.ports: dict[str, Port] = {}
         self.traps: dict[str, RemoteTrap] = {}
         """By migration, or by listener."""
-        self.logs: dict[str, tuple[DirtySet, frozenset[str]]] = {}
+        self.logs: dict[str, Log] = {}
         self._closing = closing
         self._numbers: dict[str, int] = {}
         self._adding: set[str] = set()
@@ -146,7 +155,7 @@ class Client:
     async def remove(self, name: str) -> None:
         """Close a device.  Raises ConfigError: there is none, or it is busy."""
         [device] = self.idle([name])
-        if users := [log for log, (_, names) in self.logs.items() if name in names]:
+        if users := [log for log, each in self.logs.items() if name in each.devices]:
             raise ConfigError(f"device {name} is used by {', '.join(users)}")
         del self.devices[name]
         await in_thread(device.close, name=f"{name}-close", or_here=True)
@@ -223,9 +232,9 @@ class Client:
             await asyncio.wait(running)
         for port in list(self.ports.values()):
             await self.close_port(port)
-        for written, _ in self.logs.values():
+        for each in self.logs.values():
             with suppress(VfioflowError):
-                await in_thread(written.stop, name="log-stop", or_here=True)
+                await in_thread(each.written.stop, name="log-stop", or_here=True)
         for device in self.devices.values():
             await in_thread(device.close, name=f"{device.name}-close", or_here=True)
         self.devices.clear()
