@@ -69,7 +69,9 @@ def main():
         for what, value in figures(first, fitted):
             other = later.get(what, 0)
             off = (other - value) / value if value else 0.0
-            shown = [f"{each:,}" if isinstance(each, int) else f"{each:.2f}" for each in (value, other)]
+            shown = [
+                f"{each:,}" if isinstance(each, int) else f"{each:.2f}" for each in (value, other)
+            ]
             table.add_row(name, what, *shown, f"{off:+.1%}" if off else "0")
             name = ""
         if fitted.profile.dirty_rates:

@@ -13,6 +13,7 @@ from vfioflow import ConfigError, DeviceError, Fabric, Fault, SimDevice, State, 
 from vfioflow.cli import cli
 from vfioflow.devices.profile import profile
 from vfioflow.devices.sim import ledger, live
+from vfioflow.events import StateChanged
 from vfioflow.lab.fitting import fit
 from vfioflow.lab.recorder import Recorder, record
 
@@ -155,25 +156,28 @@ def test_a_read_that_fails(opened, offset):
     assert (failed.value.device, failed.value.errno) == ("bad", errno.EIO)
 
 
-async def cancelled(recorder, ready):
+async def cancelled(device):
+    """Cancel a recording as soon as the device is in PRE_COPY."""
+    watching = asyncio.Event()
+
+    def see(event):
+        if isinstance(event, StateChanged) and event.end is S.PRE_COPY:
+            watching.set()
+
+    recorder = Recorder([device], timeout=10.0, observer=see)
     task = asyncio.create_task(recorder.run(seconds=600.0, stop_copy=True))
-    while not ready():
-        await asyncio.sleep(0)
+    await watching.wait()
     task.cancel()
     await asyncio.wait([task])
     return task.cancelled()
 
 
 def test_a_cancellation(opened):
-    device = opened()
-    recorder = Recorder([device], timeout=10.0)
-    assert asyncio.run(cancelled(recorder, lambda: device.state is S.PRE_COPY))
+    assert asyncio.run(cancelled(opened()))
 
 
 def test_a_cancellation_while_a_device_hands_out_nothing(opened):
-    device = opened(faults=[Fault("read", "hang", offset=1000)])
-    recorder = Recorder([device], timeout=10.0)
-    assert asyncio.run(cancelled(recorder, lambda: device.state is S.PRE_COPY))
+    assert asyncio.run(cancelled(opened(faults=[Fault("read", "hang", offset=1000)])))
 
 
 def test_one_that_does_not_run(opened):

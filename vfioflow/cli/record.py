@@ -1,4 +1,4 @@
-"""``vfioflow record``: watch devices without migrating them, and write profiles that the simulator replays."""
+"""``vfioflow record``: watch devices without migrating them, and write profiles of them."""
 
 from __future__ import annotations
 

@@ -291,7 +291,9 @@ def _in_file(path: str, wanted: str) -> Profile:
     if not names or len(names) < len(document):
         raise ConfigError(f"{path}: write each profile as a table [NAME]")
     if not wanted and len(names) > 1:
-        raise ConfigError(f"{path} has several profiles: write {path}:{names[0]}, or another of them")
+        raise ConfigError(
+            f"{path} has several profiles: write {path}:{names[0]}, or another of them"
+        )
     name = wanted or names[0]
     if name not in document:
         raise ConfigError(f"{path} has no profile {name!r}; there are {', '.join(names)}")

@@ -46,8 +46,11 @@ _LOAD_ARC = "RESUMING->STOP"
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A profile, and which of its fields were measured; the others are those of ``base``, or nothing is
-    known of them where that is empty.  ``notes`` say what could not be seen."""
+    """A profile, and which of its fields were measured.
+
+    The others are those of the profile ``base``; where that is empty nothing is known of them.  ``notes``
+    say what could not be seen.
+    """
 
     name: str
     profile: Profile
@@ -58,9 +61,7 @@ class Fitted:
 
 def fit(seen: Observed) -> Fitted:
     """The profile of a device that was watched."""
-    base = next(
-        (name for name in profile_names() if profile(name).driver == seen.info.driver), ""
-    )
+    base = next((name for name in profile_names() if profile(name).driver == seen.info.driver), "")
     like = profile(base) if base else Profile()
     notes: list[str] = []
     values: dict[str, object] = {
@@ -95,7 +96,9 @@ def _sizes(seen: Observed, notes: list[str]) -> dict[str, object]:
     total = seen.told
     if total is None and seen.stopped is not None:
         total = seen.stopped.size + offered
-        notes.append("it does not tell its size: that is what it handed out, with what was dirtied again")
+        notes.append(
+            "it does not tell its size: that is what it handed out, with what was dirtied again"
+        )
     elif total is None:
         total = offered
         notes.append("it does not tell its size: the part that moves in stop-copy was not seen")
@@ -104,11 +107,11 @@ def _sizes(seen: Observed, notes: list[str]) -> dict[str, object]:
 
 
 def sizes(total: int, offered: int) -> tuple[int, int]:
-    """``state_size`` and ``initial_bytes`` of a simulated device whose stream has ``total`` bytes, of
-    which it offers ``offered`` in pre-copy.
+    """``state_size`` and ``initial_bytes`` of a simulated device with such a stream.
 
-    Exact where its records allow: they have 32 bytes besides each block, and 112 in all; initial data
-    is in whole blocks.  A stream that is shorter than its records would be counts as the state itself.
+    It has ``total`` bytes, of which it offers ``offered`` in pre-copy.  Exact where its records allow:
+    they have 32 bytes besides each block, and 112 in all; initial data is in whole blocks.  A stream
+    that is shorter than its records would be counts as the state itself.
     """
     if total <= _OVERHEAD + _HEADER:
         return total, min(offered, total)
@@ -266,8 +269,12 @@ def _arcs(seen: Observed, like: Profile) -> Mapping[str, float]:
     stated = dict(seen.info.arc_seconds)
     if _LOAD_ARC in stated and like.load_in == "stop":
         stated[_LOAD_ARC] = max(stated[_LOAD_ARC] - like.load_seconds, 0.0)
-    arcs = {**like.arc_seconds, **stated, **seen.arcs} if like.migration_flags == flags else {
-        **stated,
-        **seen.arcs,
-    }
+    arcs = (
+        {**like.arc_seconds, **stated, **seen.arcs}
+        if like.migration_flags == flags
+        else {
+            **stated,
+            **seen.arcs,
+        }
+    )
     return {arc: seconds for arc, seconds in arcs.items() if seconds >= _SHORTEST_ARC}

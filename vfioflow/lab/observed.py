@@ -37,9 +37,7 @@ class Packing:
     zeros: int = 0
 
     def __add__(self, other: Packing) -> Packing:
-        return Packing(
-            self.raw + other.raw, self.packed + other.packed, self.zeros + other.zeros
-        )
+        return Packing(self.raw + other.raw, self.packed + other.packed, self.zeros + other.zeros)
 
     @property
     def ratio(self) -> float:

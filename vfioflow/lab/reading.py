@@ -25,8 +25,6 @@ _BUFFER = 1 << 20
 _PIECE = 65536
 _PIECES = 256
 """Of a stream at most so many pieces are looked into: 16 MiB."""
-_STRIDE = 7
-"""Every so many pieces one is; an odd number does not fall in step with what repeats."""
 _PAGE = 1024
 _POLL_MS = 20
 _REST = 0.001
@@ -54,7 +52,8 @@ class _Reader:
         self._port = port
         self._halted = halted
         self._buffer = memoryview(bytearray(_BUFFER))
-        self._stride = max(_STRIDE, size // _PIECE // _PIECES) | 1
+        # An odd number does not fall in step with what repeats.
+        self._stride = (size // _PIECE // _PIECES) | 1
         self._pieces: list[bytes] = []
         self.moved = 0
         self.drained = ""
@@ -203,9 +202,7 @@ def _take_dirty(
     return at, left
 
 
-def _take_initial(
-    device: Device, data_fd: int, reader: _Reader, halted: threading.Event
-) -> float:
+def _take_initial(device: Device, data_fd: int, reader: _Reader, halted: threading.Event) -> float:
     """Read until no initial data is left; the seconds in which there was some."""
     took, last = 0.0, time.monotonic()
     while (info := device.precopy_info(data_fd)).initial_bytes and not halted.is_set():

@@ -1,4 +1,4 @@
-"""Watching devices without migrating them: into pre-copy and back, and through STOP_COPY where that is allowed."""
+"""Watching devices without migrating them: to PRE_COPY and back, or through STOP_COPY."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
 
 from vfioflow import barrier
 from vfioflow._fdio import Port
@@ -21,6 +22,8 @@ from vfioflow.states import Flags, State, path, quiesced
 from vfioflow.threads import finish, in_thread, ready, settle
 
 __all__ = ["Recorder", "record"]
+
+T = TypeVar("T")
 
 _STEP = 0.1
 """Seconds between two looks at what is dirty."""
@@ -90,7 +93,7 @@ class Recorder:
         self._timeout = timeout
         self._observer = observer
         self._halted = threading.Event()
-        self._calls: list[asyncio.Future[object]] = []
+        self._calls: Sequence[asyncio.Future[Any]] = []
         self.interrupted = 0.0
 
     async def run(
@@ -201,16 +204,16 @@ class Recorder:
         for name, moved in crossing.moved.items():
             self._seen[name].arcs[f"{moved.start}->{moved.end}"] = moved.seconds
 
-    async def _all(self, calls: Sequence[tuple[str, Callable[[], object]]]) -> list[object]:
+    async def _all(self, calls: Sequence[tuple[str, Callable[[], T]]]) -> list[T]:
         """Make the calls on threads; when one fails, or this is cancelled, the others end sooner."""
-        self._calls = [in_thread(call, name=name) for name, call in calls]
+        made = self._calls = [in_thread(call, name=name) for name, call in calls]
         try:
-            await asyncio.wait(self._calls, return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.wait(made, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             if not all(call.done() for call in self._calls):
                 self._halted.set()
                 await finish(settle(self._calls, timeout=self._timeout))
-        return [call.result() for call in self._calls if call.done()]
+        return [call.result() for call in made if call.done()]
 
     async def _put_back(self, error: BaseException | None) -> None:
         """All to RUNNING, and every data fd closed."""
