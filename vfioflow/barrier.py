@@ -179,7 +179,7 @@ async def back_to_running(
     which loses its state and leaves it RUNNING, empty.
 
     ``between`` replays what was queued for devices without P2P states: these go to RUNNING with the
-    first step then, and it comes before the second.  What it raises is in the result, under "replay".
+    first step then, and it comes before the second.  What it raises is trouble of theirs.
 
     Returns:
         For each device that could not simply be put back: what had to be done, or why it still
@@ -194,7 +194,8 @@ async def back_to_running(
         try:
             await between()
         except VfioflowError as error:
-            trouble["replay"] = str(error)
+            for device in others:
+                trouble.setdefault(device.name, f"what was queued for it was not replayed: {error}")
         devices = quiet
     await _all(devices, _to_running, trouble, timeout, observer)
     return trouble

@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 from vfioflow import listener as listening
+from vfioflow.access import Trap
 from vfioflow.destination import Destination
 from vfioflow.devices.base import Device
 from vfioflow.errors import ResourceError
@@ -55,6 +56,7 @@ class _Common(TypedDict, total=False):
     observer: Observer | None
     journal: Journal | None
     security: Security | None
+    trap: Trap | None
 
 
 class SourceOptions(_Common, total=False):

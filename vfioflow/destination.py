@@ -17,6 +17,7 @@ from vfioflow.access.simulated import trap_of
 from vfioflow.arrivals import Arrivals
 from vfioflow.devices.base import Device
 from vfioflow.errors import (
+    AccessError,
     AdmissionError,
     ConfigError,
     DeviceError,
@@ -426,12 +427,16 @@ class Destination(Loader):
                     reason, f"The devices here hold the state and stay stopped: {unsure}"
                 )
                 return
-            if self._window is not None:
-                await self._window.abandon()
             trouble = await barrier.reset_all(
                 self._devices, timeout=self._policy.stall_timeout, observer=self._observer
             )
             self._add_trouble(trouble, error)
+            if self._window is not None:
+                try:
+                    await self._window.abandon()
+                except AccessError as left:
+                    self.report.error = f"{self.report.error}; {left}"
+                    error.add_note(str(left))
             self.taking.discarded(failed.reason)
             if self._loaded:  # COMMIT was heard: the source may take its devices back
                 await self._tell(self._control, messages.Discarded(reason=failed.reason))

@@ -88,7 +88,7 @@ class Giver(Session):
         return self._out
 
     async def _cross(self, name: str, moves: Sequence[tuple[Lane, State]]) -> None:
-        crossing = await barrier.cross(
+        crossing = await self.order.cross(
             name,
             [(lane.device, state) for lane, state in moves],
             timeout=self._policy.stall_timeout,

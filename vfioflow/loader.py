@@ -90,7 +90,7 @@ class Loader(Taker):
 
     async def _cross(self, name: str, state: State) -> barrier.Crossing:
         """Take all devices to ``state``, except those whose flags do not have it."""
-        return await barrier.cross(
+        return await self.order.cross(
             name,
             [
                 (lane.device, state)

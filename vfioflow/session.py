@@ -12,6 +12,7 @@ from vfioflow.devices.base import Device
 from vfioflow.errors import DeviceError, HookError, RemoteError, VfioflowError
 from vfioflow.events import Observer, Phase, emit
 from vfioflow.hooks import Hooks, at_phase
+from vfioflow.order import Order
 from vfioflow.policy import Policy
 from vfioflow.recording import Recorder
 from vfioflow.report import Report
@@ -29,6 +30,9 @@ _TELL_SECONDS = 1.0
 
 class Session:
     """One side of one migration.  ``report`` is there however it ends."""
+
+    order = Order()
+    """To be changed before it runs, for comparison only."""
 
     def __init__(
         self,

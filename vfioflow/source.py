@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TypedDict, TypeVar, Unpack
 
 from vfioflow import barrier, events
@@ -239,9 +240,7 @@ class Source(Outset):
             unsent=self._wire.unsent,
             probe=self._probe.measure,
             bandwidth=self._bandwidth,
-            fixed_seconds=source_seconds(_arcs(self._lanes))
-            + self._load_seconds
-            + 2 * self._round_trip,
+            fixed_seconds=self._fixed_seconds(),
             observer=self._observer,
         )
         self._touched = True
@@ -255,6 +254,12 @@ class Source(Outset):
         self.report.switchover_reason = decision.reason
         if decision.predicted_downtime is not None:
             self.report.predicted_downtime_ms = decision.predicted_downtime * 1e3
+
+    def _fixed_seconds(self) -> float:
+        """The part of the downtime that does not depend on how much is left, as far as it counts."""
+        if not self.order.counts_changes:
+            return 0.0
+        return source_seconds(_arcs(self._lanes)) + self._load_seconds + 2 * self._round_trip
 
     # -------------------------------------------------------------- switchover
 
@@ -296,11 +301,15 @@ class Source(Outset):
         if self._hooks.save_config is not None:
             await self._send_config(self._hooks.save_config)
             self._clock.lap("config")
-        await self._drive(
+        await self.order.drain(
+            self._drive,
             [
-                *(in_thread(self._drain, lane, name=f"{lane.name}-drain") for lane in self._lanes),
-                *(part.complete() for part in self._parts),
-            ]
+                *(
+                    partial(in_thread, self._drain, lane, name=f"{lane.name}-drain")
+                    for lane in self._lanes
+                ),
+                *(part.complete for part in self._parts),
+            ],
         )
         self._ended = True
         self._ending = True

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from vfioflow import barrier
 from vfioflow.access import Window
 from vfioflow.devices.base import Device
 from vfioflow.errors import HandoverInDoubt, JournalError, PeerError, PeerLost, RemoteError
@@ -264,7 +263,7 @@ class Taker(Session):
         return seconds + await self._run_all("resume-p2p", quiet), replayed
 
     async def _run_all(self, name: str, devices: Sequence[Device]) -> float:
-        crossing = await barrier.cross(
+        crossing = await self.order.cross(
             name,
             [(device, State.RUNNING) for device in devices],
             timeout=self._policy.stall_timeout,

@@ -263,12 +263,44 @@ def test_a_replay_that_fails_after_the_commit_is_in_doubt(devices):
     assert {d.state for d in source} == {S.STOP_COPY}
 
 
+class Careless(SimTrap):
+    """Raises what it should not."""
+
+    def disarm(self, devices):
+        raise ValueError("no such thing")
+
+
+def test_whatever_a_trap_raises_the_devices_are_put_back(devices):
+    source, _ = devices(mixed("nn"))
+    destination, _ = devices(mixed("nn", "d1", [Fault("STOP->RUNNING", "errno")]))
+    before = {d.name: d.true_digest() for d in source}
+
+    def stop():
+        raise RuntimeError("late")
+
+    hooks = Hooks(after=lambda phase: stop() if str(phase) == "stop-copy" else None)
+    outcome = migrate(
+        source,
+        destination,
+        policy=ON,
+        source_hooks=hooks,
+        trap=Careless(source),
+        trap_there=Careless(destination),
+    )
+    note = "what was queued for it was not replayed: the trap failed to replay: no such thing"
+    assert f"device d0: {note}" in outcome.source_error.__notes__
+    assert {d.state for d in source} == {S.RUNNING}
+    assert {d.state for d in destination} == {S.RUNNING}
+    assert before == {d.name: d.true_digest() for d in source}
+
+
 def test_a_replay_that_fails_at_the_source_is_a_note(devices):
     source, _ = devices(mixed("nn"))
     destination, _ = devices(mixed("nn", "d1", [Fault("RESUMING->STOP", "errno")]))
     outcome = migrate(source, destination, policy=ON, trap=Failing(source, "deliver"))
     assert isinstance(outcome.source_error, RemoteError)
-    assert "device replay: device d1: cannot deliver" in outcome.source_error.__notes__
+    note = "what was queued for it was not replayed: device d1: cannot deliver"
+    assert f"device d1: {note}" in outcome.source_error.__notes__
     assert {d.state for d in source} == {S.RUNNING}
 
 

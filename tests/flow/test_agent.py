@@ -1,5 +1,6 @@
 """`vfioflow agent` as a process, and both ends of migrations through it."""
 
+import base64
 import json
 import os
 import re
@@ -306,6 +307,48 @@ def test_ram_that_the_client_cannot_move(agent):
         )
         assert aborted.is_set()
         assert states(source) == ["RUNNING"]
+
+
+def test_accesses_that_the_client_traps(agent):
+    """Two devices without P2P states; what the source's client traps comes out at the destination's."""
+    delivered, steps = [], []
+    clients = {}
+
+    def arm(migration, devices):
+        steps.append("arm here")
+        for number in range(3):
+            data = base64.b64encode(bytes([number])).decode()
+            clients["here"].call(
+                "access.write", migration=migration, device="b", region=0, offset=number, data=data
+            )
+        clients["here"].call("access.interrupt", migration=migration, device="a", vector=2)
+
+    there = {
+        "trap.arm": lambda **_: steps.append("arm there"),
+        "trap.deliver": lambda **about: delivered.append(about),
+        "trap.interrupt": lambda **about: steps.append((about["device"], about["vector"])),
+        "trap.disarm": lambda **_: steps.append("disarm there"),
+    }
+    with agent.client({"trap.arm": arm}) as here, agent.client(there) as far:
+        clients["here"] = here
+        for peer in (here, far):
+            for name in ("a", "b"):
+                simulated = {"profile": "generic", "flags": ["STOP_COPY"], "state_size": 1 << 20}
+                peer.call("device.add", name=name, simulated=simulated)
+        with pytest.raises(client.AgentError, match="nothing is trapped for migration 'm1'"):
+            here.call("access.write", migration="m1", device="b", region=0, offset=0, data="")
+        policy = {"access_queue": "writes"}
+        port = far.call("destination.listen", address="tcp://127.0.0.1:0", policy=policy, trap=True)
+        sent, taken = start(here, far, port, policy=policy, trap=True)
+        ended = ends(here, sent)
+        assert (ended["outcome"], ended["failure"]) == ("completed", None)
+        assert ends(far, taken)["report"]["accesses"] == ended["report"]["accesses"] == 3
+    assert [(each["device"], each["offset"], each["data"]) for each in delivered] == [
+        ("b", 0, "AA=="),
+        ("b", 1, "AQ=="),
+        ("b", 2, "Ag=="),
+    ]
+    assert steps == ["arm here", "arm there", ("a", 2), "disarm there"]
 
 
 def test_what_the_set_has_written(agent):

@@ -143,6 +143,37 @@ def test_too_much_of_it_ends_the_connection(what):
     assert str(MAX_LINE if what == "line" else MAX_FDS) in str(ended)
 
 
+def test_answers_are_read_however_many_requests_wait():
+    """A client may wait for many things, and be asked meanwhile."""
+    release = []
+
+    async def wait(incoming):
+        await release[0].wait()
+
+    async def speak(sock, connection):
+        release.append(asyncio.Event())
+        await send(sock, b"{}\n" * 1000)
+        asked = asyncio.create_task(connection.call("hook.one", {}))
+        await asyncio.get_running_loop().sock_recv(sock, 4096)
+        await send(sock, b'{"jsonrpc": "2.0", "id": 1, "result": 7}\n')
+        assert await asked == 7
+        release[0].set()
+
+    assert serve(speak, wait)[1] is None
+
+
+def test_more_requests_than_that_end_the_connection():
+    async def wait(incoming):
+        await asyncio.Event().wait()
+
+    async def speak(sock, _):
+        await send(sock, b"{}\n" * 1100)
+
+    ended = serve(speak, wait)[1]
+    assert isinstance(ended, ProtocolError)
+    assert "more than 1024 requests" in str(ended)
+
+
 def test_a_question_to_the_client_has_its_answer_or_its_error():
     async def speak(sock, connection):
         loop = asyncio.get_running_loop()
@@ -332,12 +363,13 @@ def test_the_page_has_every_method_with_its_parameters():
         for name, entry in METHODS.items()
     }
     asked = {name for name, _ in rows} | set(
-        re.findall(r"`(hook\.[a-z_]+|pending\.[a-z_]+)`", DOCS)
+        re.findall(r"`(hook\.[a-z_]+|pending\.[a-z_]+|trap\.[a-z_]+)`", DOCS)
     )
     hooks = {f"hook.{name}" for name in typing.get_args(words.HookName)}
     steps = {f"pending.{step}" for step in ("estimate", "exact", "iterate", "complete", "abort")}
-    assert {n for n in asked if n.startswith(("hook.", "pending."))} == (
-        hooks | steps | {"pending.moved"}
+    traps = {f"trap.{step}" for step in ("arm", "deliver", "read", "interrupt", "disarm")}
+    assert {n for n in asked if n.startswith(("hook.", "pending.", "trap."))} == (
+        hooks | steps | traps | {"pending.moved"}
     )
 
 

@@ -6,18 +6,21 @@ sealed, replay there.  What is replayed on one side is forgotten on the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from vfioflow.access import codec
 from vfioflow.access.queue import AccessQueue, Held
 from vfioflow.access.trap import Trap
 from vfioflow.devices.base import Device
-from vfioflow.errors import AccessError
+from vfioflow.errors import AccessError, VfioflowError
 from vfioflow.policy import Policy
 from vfioflow.states import Flags
 from vfioflow.threads import in_thread
 
 __all__ = ["Window", "needs_one"]
+
+T = TypeVar("T")
 
 
 def needs_one(devices: Sequence[Device]) -> bool:
@@ -28,7 +31,7 @@ def needs_one(devices: Sequence[Device]) -> bool:
 class Window:
     """One side's trap and queue, for the devices without P2P states among ``devices``.
 
-    Everything raises AccessError, or what the trap raises.
+    Everything raises AccessError, also for whatever the trap raises.
     """
 
     def __init__(self, trap: Trap, devices: Sequence[Device], policy: Policy) -> None:
@@ -46,11 +49,11 @@ class Window:
     async def arm(self) -> None:
         """From now on nothing reaches the devices."""
         self._armed = True  # also where it fails halfway
-        await in_thread(self._trap.arm, self.devices, self.queue, name="arm")
+        await _in_thread("arm", lambda: self._trap.arm(self.devices, self.queue))
 
     async def seal(self) -> bytes:
         """All devices stand still, and so do the vCPUs: what was queued, as bytes."""
-        held = await in_thread(self._seal, name="seal")
+        held = await _in_thread("collect", self._seal)
         self.check()
         data = codec.encode(held)
         if len(data) > codec.MAX_BYTES:
@@ -76,8 +79,8 @@ class Window:
     async def abandon(self) -> None:
         """The devices here are to be reset, and what was queued is the other side's: pass accesses again."""
         if self._armed:
-            await in_thread(self._abandon, name="disarm", or_here=True)
             self._armed = False
+            await _in_thread("disarm", self._abandon)
 
     def _abandon(self) -> None:
         self._trap.collect(self.queue)
@@ -89,7 +92,7 @@ class Window:
         Nothing where they were never armed, or it was done already.
         """
         if self._armed:
-            await in_thread(self._replay, name="replay", or_here=True)
+            await _in_thread("replay", self._replay)
             self._armed = False
 
     def _replay(self) -> None:
@@ -99,3 +102,14 @@ class Window:
             self.replayed += queue.replay(trap.deliver, read=trap.read, interrupt=trap.interrupt)
             if trap.disarm(self.devices):
                 return
+
+
+async def _in_thread(step: str, function: Callable[[], T]) -> T:
+    """Run a part of the trap's; what must be done is done here where there is no thread."""
+    try:
+        return await in_thread(function, name=step, or_here=step in ("replay", "disarm"))
+    except VfioflowError:
+        raise
+    except Exception as error:  # a trap is somebody else's code
+        what = str(error) or type(error).__name__
+        raise AccessError("", f"the trap failed to {step}: {what}") from error

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
+from vfioflow.access import Access, AccessQueue
 from vfioflow.agent.connection import Connection
 from vfioflow.agent.words import HookName
 from vfioflow.errors import RemoteError
@@ -17,7 +18,7 @@ from vfioflow.hooks import Hooks
 from vfioflow.precopy import Decision
 from vfioflow.watching.jsonlines import plain
 
-__all__ = ["RemotePending", "hooks_of"]
+__all__ = ["RemotePending", "RemoteTrap", "hooks_of"]
 
 
 def hooks_of(
@@ -55,7 +56,7 @@ def hooks_of(
         await ask("start_vcpus")
 
     async def save_config(device: str) -> bytes:
-        return _bytes(await ask("save_config", device=device))
+        return decoded(await ask("save_config", device=device), "hook.save_config")
 
     async def load_config(device: str, data: bytes) -> None:
         await ask("load_config", device=device, data=base64.b64encode(data).decode())
@@ -71,11 +72,67 @@ def hooks_of(
     )
 
 
-def _bytes(answer: object) -> bytes:
+def decoded(text: object, what: str) -> bytes:
+    """Bytes that a client wrote in base64.  Raises RemoteError."""
     try:
-        return base64.b64decode(str(answer), validate=True)
-    except binascii.Error as error:
-        raise RemoteError(f"hook.save_config: base64, and not {answer!r:.80}: {error}") from None
+        return base64.b64decode(str(text), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RemoteError(f"{what}: base64, and not {text!r:.80}: {error}") from None
+
+
+class RemoteTrap:
+    """A :class:`vfioflow.access.Trap` that a client is: it writes to the queue by ``access.write``.
+
+    Made on the loop's thread, used on others.
+    """
+
+    def __init__(self, connection: Connection, migration: Callable[[], str]) -> None:
+        self.queue: AccessQueue | None = None
+        """Where it is armed: what it traps goes there."""
+        self._connection = connection
+        self._migration = migration
+        self._loop = asyncio.get_running_loop()
+
+    def arm(self, devices: Collection[str], queue: AccessQueue) -> None:
+        """See :class:`Trap`."""
+        self.queue = queue
+        self._ask("arm", devices=list(devices))
+
+    def collect(self, queue: AccessQueue) -> bool:
+        """See :class:`Trap`: whatever the client has trapped it has written, or will."""
+        del queue
+        return True
+
+    def deliver(self, access: Access) -> None:
+        """See :class:`Trap`."""
+        self._ask("deliver", **_place(access), data=base64.b64encode(access.data).decode())
+
+    def read(self, device: str, region: int, offset: int, width: int) -> bytes:
+        """See :class:`Trap`."""
+        answer = self._ask("read", device=device, region=region, offset=offset, width=width)
+        return decoded(answer, "trap.read")
+
+    def interrupt(self, device: str, vector: int) -> None:
+        """See :class:`Trap`."""
+        self._ask("interrupt", device=device, vector=vector)
+
+    def disarm(self, devices: Collection[str]) -> bool:
+        """See :class:`Trap`."""
+        self._ask("disarm", devices=list(devices))
+        return True
+
+    def _ask(self, step: str, **about: object) -> Any:
+        asked = self._connection.call(f"trap.{step}", {"migration": self._migration(), **about})
+        return asyncio.run_coroutine_threadsafe(asked, self._loop).result()
+
+
+def _place(access: Access) -> dict[str, object]:
+    return {
+        "device": access.device,
+        "region": access.region,
+        "offset": access.offset,
+        "origin": access.origin,
+    }
 
 
 class RemotePending:

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from vfioflow.agent.asking import RemotePending
+from vfioflow.access import AccessQueue
+from vfioflow.agent.asking import RemotePending, RemoteTrap
 from vfioflow.agent.connection import Connection
 from vfioflow.destination import Destination
 from vfioflow.devices.base import Device
@@ -29,6 +30,9 @@ __all__ = ["Client", "Migration", "Port"]
 log = logging.getLogger("vfioflow")
 
 T = TypeVar("T")
+
+_MOST_ENDED = 64
+"""Migrations that have ended, and of which a client may still ask."""
 
 
 @dataclass(eq=False)
@@ -75,6 +79,8 @@ class Client:
         self.devices: dict[str, Device] = {}
         self.migrations: dict[str, Migration] = {}
         self.ports: dict[str, Port] = {}
+        self.traps: dict[str, RemoteTrap] = {}
+        """By migration, or by listener."""
         self.logs: dict[str, tuple[DirtySet, frozenset[str]]] = {}
         self._closing = closing
         self._numbers: dict[str, int] = {}
@@ -163,9 +169,17 @@ class Client:
             frozenset(device.name for device in devices),
             {part.name: part for part in pending},
         )
+        self._forget()
         self.migrations[name] = migration
         task.add_done_callback(lambda _: self._ended(migration))
         return migration
+
+    def _forget(self) -> None:
+        """Of those that have ended the last ones are remembered."""
+        ended = [name for name, each in self.migrations.items() if each.task.done()]
+        for name in ended[: max(len(ended) - _MOST_ENDED, 0)]:
+            del self.migrations[name]
+            self.traps.pop(name, None)
 
     def _ended(self, migration: Migration) -> None:
         error = None if migration.task.cancelled() else migration.task.exception()
@@ -182,6 +196,14 @@ class Client:
             self.connection.notify("event", {"migration": migration(), **as_dict(event)})
 
         return tell
+
+    def queue(self, migration: str) -> AccessQueue:
+        """Where what is trapped for a migration goes.  Raises ConfigError: nothing is, now."""
+        port = next((p.name for p in self.ports.values() if p.migration == migration), "")
+        trap = self.traps.get(migration) or self.traps.get(port)
+        if trap is None or trap.queue is None:
+            raise ConfigError(f"nothing is trapped for migration {migration!r}")
+        return trap.queue
 
     @staticmethod
     def found(things: dict[str, T], name: str, kind: str) -> T:

@@ -34,8 +34,14 @@ MAX_LINE = 8 << 20
 MAX_FDS = 16
 """Descriptors of a message."""
 
-_MOST_AT_WORK = 64
-"""Requests of one client that are answered at the same time; more wait in the socket."""
+_MOST_AT_WORK = 1024
+"""Requests of one client that have no answer yet; more end the connection.
+
+They cannot just wait: behind them may come the answer to what the agent asked.
+"""
+
+_MOST_BYTES = 64 << 20
+"""Bytes of such requests."""
 
 _MOST_QUEUED = 32 << 20
 """Bytes that wait for a client to read them; then it is given up."""
@@ -88,7 +94,7 @@ class Connection:
         self._left_out = 0
         self._more = asyncio.Event()
         self._sent = asyncio.Event()
-        self._room = asyncio.Semaphore(_MOST_AT_WORK)
+        self._at_work = 0
         self._line = bytearray()
         self._taken = 0
         self._fds: list[tuple[int, int]] = []  # each with where the read ended that it came with
@@ -99,7 +105,12 @@ class Connection:
         writer = asyncio.create_task(self._write(), name="vfioflow-agent-writer")
         try:
             while incoming := await self._read():
-                await self._room.acquire()
+                self._at_work += len(incoming.text)
+                if len(self._tasks) >= _MOST_AT_WORK or self._at_work > _MOST_BYTES:
+                    incoming.close()
+                    raise ProtocolError(
+                        f"more than {_MOST_AT_WORK} requests, or too large ones, at once"
+                    )
                 task = asyncio.create_task(self._answer(incoming))
                 self._tasks.add(task)
                 task.add_done_callback(partial(self._answered, incoming))
@@ -207,7 +218,7 @@ class Connection:
     def _answered(self, incoming: Incoming, task: asyncio.Task[None]) -> None:
         """Also when the task was cancelled before it began."""
         incoming.close()
-        self._room.release()
+        self._at_work -= len(incoming.text)
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("a request of the agent's client ended by a fault", exc_info=error)

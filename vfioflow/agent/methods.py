@@ -21,7 +21,7 @@ from pjrpc.server.validators import BaseValidator, BaseValidatorFactory, Validat
 from vfioflow import admission, inventory, planning
 from vfioflow.admission.plain import facts_as_dict, findings_as_dicts, level_of
 from vfioflow.agent import words
-from vfioflow.agent.asking import RemotePending, hooks_of
+from vfioflow.agent.asking import RemotePending, RemoteTrap, decoded, hooks_of
 from vfioflow.agent.client import Client, Port
 from vfioflow.agent.connection import Incoming
 from vfioflow.devices.base import Device
@@ -265,10 +265,16 @@ async def source_start(call: Call, asked: words.SourceStart) -> Any:
         journal=client.journal,
         session=asked.session,
         security=security,
+        trap=_trap(client, name, lambda: name) if asked.trap else None,
     )
     if asked.hold:
         source.hold()
     return client.run(name, source, devices, pending).status()
+
+
+def _trap(client: Client, name: str, migration: Callable[[], str]) -> RemoteTrap:
+    trap = client.traps[name] = RemoteTrap(client.connection, migration)
+    return trap
 
 
 def _source(call: Call, name: str) -> Source:
@@ -338,6 +344,7 @@ async def destination_listen(call: Call, asked: words.Listen) -> Any:
         observer=client.observer(lambda: port.migration, asked.events),
         journal=client.journal,
         security=security,
+        trap=_trap(client, port.name, lambda: port.migration) if asked.trap else None,
     )
     await port.listener.__aenter__()
     client.ports[port.name] = port
@@ -396,6 +403,36 @@ async def migration_wait(call: Call, asked: words.MigrationNamed) -> Any:
         "failure": error,
         "report": json.loads(migration.session.report.to_json()),
     }
+
+
+# ------------------------------------------- accesses to devices that stand still
+
+
+@_method("access.write", words.AccessWrite)
+async def access_write(call: Call, asked: words.AccessWrite) -> Any:
+    """A store to a trapped device: answered when it is queued, or where all is replayed, done."""
+    queue = call.client.queue(asked.migration)
+    data = decoded(asked.data, "access.write")
+    await in_thread(
+        queue.write,
+        *(asked.device, asked.region, asked.offset, data, asked.origin),
+        name="access-write",
+    )
+
+
+@_method("access.read", words.AccessRead)
+async def access_read(call: Call, asked: words.AccessRead) -> Any:
+    """A load from one: answered by the policy's ``access_reads``."""
+    queue = call.client.queue(asked.migration)
+    where = (asked.device, asked.region, asked.offset, asked.width)
+    data = await in_thread(queue.read, *where, name="access-read")
+    return {"data": base64.b64encode(data).decode()}
+
+
+@_method("access.interrupt", words.AccessInterrupt)
+async def access_interrupt(call: Call, asked: words.AccessInterrupt) -> Any:
+    """One has raised an interrupt: it is counted, and raised again by ``trap.interrupt``."""
+    call.client.queue(asked.migration).interrupt(asked.device, asked.vector)
 
 
 # ------------------------------------------------------------------ dirty tracking

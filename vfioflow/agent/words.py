@@ -11,6 +11,9 @@ from vfioflow.policy import Policy
 from vfioflow.wire.security import Security
 
 __all__ = [
+    "AccessInterrupt",
+    "AccessRead",
+    "AccessWrite",
     "DeviceAdd",
     "DeviceNamed",
     "Devices",
@@ -116,6 +119,7 @@ class SourceStart(_Words):
     hooks: list[HookName] = msgspec.field(default_factory=list)
     pending: list[str] = msgspec.field(default_factory=list)
     session: str = ""
+    trap: bool = False
     hold: bool = False
     events: bool = False
 
@@ -129,6 +133,7 @@ class Listen(Devices):
     security: Trust = msgspec.field(default_factory=Trust)
     hooks: list[HookName] = msgspec.field(default_factory=list)
     config_after_data: bool = False
+    trap: bool = False
     events: bool = False
 
 
@@ -156,6 +161,35 @@ class Moved(MigrationNamed):
 
     source: str
     moved: int
+
+
+class AccessWrite(_Words):
+    """A store to a device that is trapped; ``data`` in base64."""
+
+    migration: str
+    device: str
+    region: int
+    offset: int
+    data: str
+    origin: str = ""
+
+
+class AccessRead(_Words):
+    """A load from one."""
+
+    migration: str
+    device: str
+    region: int
+    offset: int
+    width: int
+
+
+class AccessInterrupt(_Words):
+    """An interrupt of one."""
+
+    migration: str
+    device: str
+    vector: int
 
 
 class DirtyStart(_Words):

@@ -22,6 +22,7 @@ _COMMANDS = (
     "send",
     "receive",
     "agent",
+    "bench",
     "report",
     "resolve",
     "tunnel",
