@@ -18,6 +18,7 @@ _COMMANDS = (
     "demo",
     "probe",
     "plan",
+    "record",
     "send",
     "receive",
     "agent",
