@@ -92,7 +92,7 @@ def fit(seen: Observed) -> Fitted:
 
 
 def _sizes(seen: Observed, notes: list[str]) -> dict[str, object]:
-    offered = seen.watched.initial if seen.watched is not None else 0
+    offered = seen.watched.offered if seen.watched is not None else 0
     total = seen.told
     if total is None and seen.stopped is not None:
         total = seen.stopped.size + offered
@@ -143,7 +143,7 @@ def _dirty(seen: Observed, notes: list[str]) -> dict[str, object]:
     if bound is None:
         notes.append("no bound was seen of what becomes dirty: taken to be all that it offers")
     else:
-        values["dirty_set"] = max(int(min(bound, seen.watched.initial) * payload), 1)
+        values["dirty_set"] = max(int(min(bound, seen.watched.offered) * payload), 1)
     steps = _course(growths, course)
     if steps:
         lead, length = growths[0].at, _span(growths) / len(steps)

@@ -49,7 +49,8 @@ class Packing:
 class Watched:
     """One device in pre-copy.
 
-    ``initial`` is what it offered at first; reading ``read`` bytes took ``read_seconds``.  ``growths`` are
+    ``initial`` is what it told of at first.  ``read`` bytes it handed out until it told of no more, in
+    ``read_seconds``.  ``growths`` are
     with the device drained each time, ``unread`` is a long one at the end.  ``drained`` is what a read
     gave when there was nothing; empty where it always had something.
     """
@@ -61,6 +62,11 @@ class Watched:
     unread: Growth | None = None
     drained: str = ""
     packing: Packing = Packing()
+
+    @property
+    def offered(self) -> int:
+        """Bytes of initial data: not every device knows beforehand."""
+        return max(self.initial, self.read)
 
     @property
     def read_rate(self) -> float:

@@ -190,12 +190,12 @@ def _take_dirty(
     """Read what was told of, or is if asked; when that was, and what of it is still there.
 
     There are drivers that make what is dirty readable only once they are asked, and only when what
-    they made readable before is all read: then a look has to follow a look.
+    they made readable before is all read: then a look has to follow a look.  And some tell too little.
     """
     for _ in range(_LOOKS):
         if told is None:
             at, told = time.monotonic(), device.precopy_info(data_fd).pending_bytes
-        left = told - reader.read(2 * told, precopy=True)
+        left = told - reader.read(max(2 * told, _BUFFER), precopy=True)
         if left <= 0:
             break
         told = None
