@@ -118,7 +118,9 @@ def _front_table(found: Tuned) -> str:
     ]
     titles = ("downtime", "in all", "wire", "channels", "compression", "chunk", "aims at", "runs")
     failed = any(each.failed for each in found.front)
-    note = "<p>Settings with which a run failed are not recommended, however fast the others were.</p>"
+    note = (
+        "<p>Settings with which a run failed are not recommended, however fast the others were.</p>"
+    )
     return table(titles, rows, numbers=(0, 1, 2, 3)) + (note if failed else "")
 
 
