@@ -18,7 +18,7 @@ ctypedef enum content_t:
     CONTENT_MIX = 3
     CONTENT_FILE = 4
     CONTENT_FP16 = 5
-    CONTENT_BLEND = 6           # in the low byte; above it the 64ths that are zeros, and those that are structured
+    CONTENT_BLEND = 6           # in the low byte; above it the 64ths of zeros, and those of structured
 
 ctypedef enum record_t:
     RECORD_SETUP = 1
@@ -56,7 +56,7 @@ ctypedef struct state_t:
     const uint8_t *tile
     uint32_t tile_blocks
     double dirty_rate           # bytes/s
-    double *curve               # bytes dirtied from the session's begin to the end of each step; NULL: at dirty_rate
+    double *curve               # bytes dirtied until the end of each step; NULL: at dirty_rate
     uint32_t steps
     double step_ns
     uint64_t began_ns           # when the session opened, from which the curve counts

@@ -424,7 +424,7 @@ def get_tile(str content, unsigned long long seed, unsigned long long size, uint
 
 def _content_number(str content):
     """How a stream names a content; ``mix:ZEROS,STRUCTURED`` has shares of 1, which count in 64ths."""
-    kind, _, shares = content.partition(":")
+    _, _, shares = content.partition(":")
     if not shares:
         return CONTENTS[content]
     zeros, structured = (float(share) for share in shares.split(","))
@@ -435,7 +435,8 @@ def _content_number(str content):
 def content_name(int content):
     """The name of a content kind as it stands in a stream; KeyError for an unknown one."""
     if content & 0xFF == CONTENT_BLEND:
-        return f"mix:{(content >> 8 & 0xFF) / <double>BLEND_PARTS:g},{(content >> 16) / <double>BLEND_PARTS:g}"
+        zeros, structured = content >> 8 & 0xFF, content >> 16
+        return f"mix:{zeros / <double>BLEND_PARTS:g},{structured / <double>BLEND_PARTS:g}"
     return {kind: name for name, kind in CONTENTS.items()}[content]
 
 

@@ -23,6 +23,7 @@ _COMMANDS = (
     "receive",
     "agent",
     "bench",
+    "tune",
     "report",
     "resolve",
     "tunnel",
