@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vfioflow import Policy, ProtocolError
 from vfioflow.access import Access, AccessQueue, Window, codec
-from vfioflow.access.queue import MAX_WIDTH, Held
+from vfioflow.access.queue import MAX_WIDTH, MAX_WRITES, Held
 from vfioflow.errors import AccessError
 
 DEVICES = ("disk0", "gpu0", "net0")
@@ -177,7 +177,8 @@ def test_a_write_that_cannot_be_delivered_stays():
 
 
 @pytest.mark.parametrize(
-    ("region", "offset", "size"), [(0, 0, 0), (0, 0, MAX_WIDTH + 1), (-1, 0, 1), (0, -1, 1)]
+    ("region", "offset", "size"),
+    [(0, 0, 0), (0, 0, MAX_WIDTH + 1), (-1, 0, 1), (0, -1, 1), (0, 1 << 64, 1), (1 << 64, 0, 1)],
 )
 def test_accesses_that_cannot_be(region, offset, size):
     queue = AccessQueue()
@@ -456,6 +457,13 @@ def test_what_a_peer_may_not_send(form, said):
     data = form if isinstance(form, bytes) else msgspec.msgpack.encode(form)
     with pytest.raises(ProtocolError, match=said):
         codec.decode(data, DEVICES)
+
+
+def test_more_writes_than_a_queue_may_hold_are_not_taken_apart():
+    """The peer says how many: nothing is made of them before that is looked at."""
+    many = b"\x93\x01\xdd" + (MAX_WRITES + 1).to_bytes(4, "big")
+    with pytest.raises(ProtocolError, match="length <= 1048576"):
+        codec.decode(many, DEVICES)
 
 
 @given(st.binary(max_size=200))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Annotated
 
 import msgspec
 
 from vfioflow._frame import crc
-from vfioflow.access.queue import MAX_VECTORS, MAX_WIDTH, Access, Held
+from vfioflow.access.queue import MAX_VECTORS, MAX_WIDTH, MAX_WRITES, Access, Held
 from vfioflow.errors import ProtocolError
 
 __all__ = ["MAX_BYTES", "PART", "VERSION", "decode", "digest", "encode", "parts"]
@@ -25,7 +26,7 @@ _MAX_TIMES = 1 << 32
 
 class _Form(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     version: int
-    writes: list[Access]
+    writes: Annotated[list[Access], msgspec.Meta(max_length=MAX_WRITES)]
     interrupts: dict[str, dict[int, int]]
 
 

@@ -15,10 +15,16 @@ import msgspec
 
 from vfioflow.errors import AccessError
 
-__all__ = ["MAX_VECTORS", "MAX_WIDTH", "Access", "AccessQueue", "Held", "Reads"]
+__all__ = ["MAX_VECTORS", "MAX_WIDTH", "MAX_WRITES", "Access", "AccessQueue", "Held", "Reads"]
 
 MAX_WIDTH = 4096
 """Bytes of one access: what a PCIe write may carry at most (Max_Payload_Size)."""
+
+MAX_WRITES = 1 << 20
+"""Writes of one queue: as many as ``Policy.access_limit`` may be."""
+
+_MOST = (1 << 64) - 1
+"""The highest offset, and region: what the wire can say."""
 
 MAX_VECTORS = 1 << 16
 """Interrupts of a device are numbered below this."""
@@ -126,7 +132,7 @@ class AccessQueue:
 
         Waits where there is no room.  Raises AccessError: no such access can be, or none any more.
         """
-        if not 0 < len(data) <= MAX_WIDTH or offset < 0 or region < 0:
+        if not (0 < len(data) <= MAX_WIDTH and 0 <= offset <= _MOST and 0 <= region <= _MOST):
             raise AccessError(
                 device, f"a write of {len(data)} bytes at {offset} of region {region} cannot be"
             )
@@ -162,7 +168,7 @@ class AccessQueue:
 
     def read(self, device: str, region: int, offset: int, width: int) -> bytes:
         """A load from a device: ``width`` bytes, by the rule for reads.  Raises AccessError."""
-        if not 0 < width <= MAX_WIDTH or offset < 0 or region < 0:
+        if not (0 < width <= MAX_WIDTH and 0 <= offset <= _MOST and 0 <= region <= _MOST):
             raise AccessError(
                 device, f"a read of {width} bytes at {offset} of region {region} cannot be"
             )
