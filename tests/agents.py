@@ -35,6 +35,16 @@ class Peer(client.Agent):
             assert self._more.wait_for(lambda: any(good(*each) for each in self.told), timeout=20)
             return next(each for each in self.told if good(*each))
 
+    def send(self, message):
+        """Ask, and do not wait."""
+        self._send(message)
+
+    def answer(self, number):
+        """What was answered to a message that was sent."""
+        with self._here:
+            assert self._here.wait_for(lambda: number in self._answers, timeout=20)
+            return self._answers.pop(number)["result"]
+
     def kill(self):
         """As a client that is gone from one moment to the next."""
         self._sock.shutdown(socket.SHUT_RDWR)

@@ -1,3 +1,5 @@
+from typing_extensions import Buffer
+
 class Port:
     """A device's data fd, as a pump reads or writes it.  Owns the fd; makes it non-blocking."""
 
@@ -12,6 +14,13 @@ class Port:
     @property
     def advice(self) -> str:
         """What to say besides the errno when a read or write failed; "" where that says it all."""
+
+    def readinto(self, buffer: Buffer) -> int:
+        """One read as a pump does it, for callers in Python: the bytes read.
+
+        Raises OSError: BlockingIOError where there is nothing yet, and what a driver says in PRE_COPY
+        where it has nothing left, ENOMSG.
+        """
 
     def close(self) -> None:
         """Close the data fd.  Safe to call twice; never call it while a pump runs on the port."""

@@ -37,6 +37,8 @@ class SimCore:
         load_in_write: bool,
         state: int,
         faults: Sequence[tuple[bool, int, int, bool, int]],
+        dirty_rates: Sequence[float] = (),
+        dirty_step: float = 0,
     ) -> None: ...
     def close(self) -> None:
         """End the session, leave the fabric.  The object only answers questions afterwards."""

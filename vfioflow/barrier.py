@@ -170,7 +170,7 @@ async def back_to_running(
     *,
     timeout: float,
     observer: Observer | None = None,
-    between: Callable[[], Awaitable[None]] | None = None,
+    between: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
 ) -> dict[str, str]:
     """Put every source device back to RUNNING, whatever state it stands in.
 
@@ -179,7 +179,8 @@ async def back_to_running(
     which loses its state and leaves it RUNNING, empty.
 
     ``between`` replays what was queued for devices without P2P states: these go to RUNNING with the
-    first step then, and it comes before the second.  What it raises is trouble of theirs.
+    first step then, and it comes before the second.  What it returns is trouble of those, what it raises
+    is of all of them.
 
     Returns:
         For each device that could not simply be put back: what had to be done, or why it still
@@ -192,10 +193,11 @@ async def back_to_running(
         others = [d for d in devices if not d.info.flags & Flags.P2P]
         await _all(others, _to_running, trouble, timeout, observer)
         try:
-            await between()
+            left = await between()
         except VfioflowError as error:
-            for device in others:
-                trouble.setdefault(device.name, f"what was queued for it was not replayed: {error}")
+            left = {device.name: str(error) for device in others}
+        for name, why in left.items():
+            trouble.setdefault(name, f"what was queued for it was not replayed: {why}")
         devices = quiet
     await _all(devices, _to_running, trouble, timeout, observer)
     return trouble

@@ -231,19 +231,33 @@ class _Loop:
     """An event loop on a thread, until it is closed and all its work is done."""
 
     def __init__(self, name: str) -> None:
-        """Raises ResourceError: no thread is to be had."""
+        """Raises ResourceError: no thread is to be had, or no descriptors for the loop."""
         self._lock = threading.Lock()
         self._closing = self._over = False
         self._under_way: set[Future[Any]] = set()
+        self._trouble: BaseException | None = None
         begun = threading.Event()
-        thread = threading.Thread(
-            target=lambda: asyncio.run(self._main(begun)), name=f"vfioflow-{name}", daemon=True
+        self._thread = threading.Thread(
+            target=self._run, args=(begun,), name=f"vfioflow-{name}", daemon=True
         )
         try:
-            thread.start()
+            self._thread.start()
         except RuntimeError:
             raise ResourceError(errno.EAGAIN, f"no thread for the {name}") from None
         begun.wait()
+        if self._trouble is not None:
+            raise ResourceError.of(self._trouble) from None
+
+    def _run(self, begun: threading.Event) -> None:
+        runner = asyncio.Runner()
+        try:
+            runner.get_loop()
+        except (OSError, MemoryError) as error:
+            self._trouble = error
+            begun.set()
+            return
+        with runner:
+            runner.run(self._main(begun))
 
     async def _main(self, begun: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
@@ -291,6 +305,9 @@ class _Loop:
 
     def call(self, function: Callable[[], None]) -> None:
         """Call ``function`` on it and wait; nothing where it has ended.  Raises what that does."""
+        if threading.current_thread() is self._thread:  # an observer, or a hook on the loop
+            function()
+            return
 
         async def body() -> None:
             function()

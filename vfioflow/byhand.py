@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from vfioflow import barrier
+from vfioflow.access import codec
 from vfioflow.devices.base import Device
 from vfioflow.errors import VfioflowError
 from vfioflow.handover import Log
@@ -52,13 +54,28 @@ def consequence(story: Story, choice: Choice) -> str:
     if story.role == "source":
         return "the destination has it: it must be made to run there"
     if choice == "run":
-        return "the source must never run it: `vfioflow resolve --discard` there, or fence it"
+        other = "the source must never run it: `vfioflow resolve --discard` there, or fence it"
+        return other + _queued(story)
     if story.get(Step.COMMITTED):
         return (
             "it may have run here: what its guest wrote to its disks meanwhile is there, and the"
             " source's memory does not know of it"
         )
     return "the source has it, and may run"
+
+
+def _queued(story: Story) -> str:
+    """What running it by hand leaves out: what was queued for devices that stood still."""
+    loaded = story.get(Step.LOADED)
+    if loaded is None or not loaded.accesses:
+        return ""
+    held = codec.decode(base64.b64decode(loaded.accesses), story.devices)
+    if not held.devices:
+        return ""
+    return (
+        f"; what was queued for {', '.join(sorted(held.devices))} is not replayed by hand"
+        f" ({len(held.writes)} writes): only a source that comes back, or a listener, has it replayed"
+    )
 
 
 async def decide(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from vfioflow.devices.sizes import parse_duration, parse_rate, parse_size
 from vfioflow.errors import ConfigError
 from vfioflow.policy import Policy
 
-__all__ = ["policy_of"]
+__all__ = ["policy_of", "read_policy", "table_of"]
 
 _TEXTS: dict[str, Callable[[str], float]] = {
     "max_bandwidth": parse_rate,
@@ -53,3 +55,39 @@ def _value(key: str, value: Any, default: Any) -> Any:
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise ConfigError(f"{key} = {value!r}: must be {_KINDS[kind]}")
     return value
+
+
+def table_of(policy: Policy) -> str:
+    """The policy as the TOML table ``[policy]``: what is not the default."""
+    lines = ["[policy]"]
+    for field in fields(Policy):
+        value = getattr(policy, field.name)
+        if value != field.default and value is not None:
+            lines.append(f"{field.name} = {_written(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else f"{value!r}"
+
+
+def read_policy(path: str | Path) -> Policy:
+    """The policy of a TOML file, from its table ``[policy]``, or from its top where there is none.
+
+    A scenario is such a file.  Raises ConfigError, which names the file and the key.
+    """
+    try:
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    table = document.get("policy", document)
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: policy = {table!r}: must be a table [policy]")
+    try:
+        return policy_of(table)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

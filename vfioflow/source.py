@@ -428,6 +428,8 @@ class Source(Outset):
             await self._cross("release", [(lane, State.STOP) for lane in self._lanes])
         except (VfioflowError, OSError) as error:
             self.report.error = f"migrated, but a device here was not released: {error}"
+        if self._window is not None and (late := self._window.close()):
+            self.report.error = f"{self.report.error or 'migrated'}, but {late}"
 
     # ----------------------------------------------------------------- failure
 
@@ -459,7 +461,7 @@ class Source(Outset):
                 self._devices,
                 timeout=self._policy.stall_timeout,
                 observer=self._observer,
-                between=self._window.replay if self._window is not None else None,
+                between=self._window.put_back if self._window is not None else None,
             )
             self._add_trouble(trouble, error)
         if self._vcpus_stopped:

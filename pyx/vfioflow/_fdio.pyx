@@ -5,12 +5,12 @@ from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.stat cimport S_ISCHR, S_ISFIFO, S_ISREG, S_ISSOCK, fstat, struct_stat
 from posix.unistd cimport close, read, write
 
-from errnos cimport ECANCELED, EINTR, ETIMEDOUT, errno
+from errnos cimport ECANCELED, EINTR, EINVAL, ETIMEDOUT, errno
 from eventfd cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd, eventfd_write
 from pipes cimport SPLICE_F_MOVE, major, minor, splice
 from poll cimport POLLIN, poll, pollfd
 
-from vfioflow._status cimport check
+from vfioflow._status cimport check, raise_status
 
 
 cdef ssize_t fd_read(port_t *port, void *buffer, size_t size) noexcept nogil:
@@ -120,6 +120,17 @@ cdef class Port:
     def advice(self):
         """What to say besides the errno when a read or write failed; "" where that says it all."""
         return ""
+
+    def readinto(self, unsigned char[::1] buffer not None):
+        """One read as a pump does it, for callers in Python: the bytes read.  Raises OSError."""
+        cdef ssize_t n
+        if self.c.closed or buffer.shape[0] == 0:
+            raise_status(-EINVAL)
+        with nogil:
+            n = self.c.read(&self.c, &buffer[0], buffer.shape[0])
+        if n < 0:
+            raise_status(<int> n)
+        return n
 
     def close(self):
         """Close the data fd.  Safe to call twice; never call it while a pump runs on the port."""

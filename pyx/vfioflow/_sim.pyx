@@ -61,6 +61,7 @@ from vfioflow._simstate cimport (
     digest,
     now_ns,
     setup_t,
+    state_curve,
     state_digest,
     state_free,
     state_fresh,
@@ -102,7 +103,7 @@ cdef class SimCore:
         self, str name, str driver, *, uint64_t size, uint32_t block, uint64_t initial, uint64_t hot,
         double dirty_rate, str content, path, uint64_t seed, double read_rate, double write_rate,
         double p2p_rate, double load_seconds, int drained_errno, bint info_starts_save,
-        bint load_in_write, int state, faults,
+        bint load_in_write, int state, faults, dirty_rates=(), double dirty_step=0,
     ):
         global live_devices
         cdef pthread_condattr_t attributes
@@ -123,6 +124,8 @@ cdef class SimCore:
             self.c.faults += 1
         if state_init(&self.c.state, size, block, initial, hot, dirty_rate) < 0:
             raise MemoryError
+        if dirty_rates:
+            self._set_curve(dirty_rates, dirty_step)
         tile = get_tile(content, seed, size, block, path)
         self.home = tile
         self.c.file_seed = tile.seed if path is not None else 0
@@ -142,6 +145,15 @@ cdef class SimCore:
             pthread_cond_destroy(&self.c.changed)
             pthread_mutex_destroy(&self.c.filling)
             pthread_mutex_destroy(&self.c.lock)
+
+    def _set_curve(self, rates, double step):
+        cdef uint32_t i
+        cdef double total = 0
+        if state_curve(&self.c.state, len(rates), step) < 0:
+            raise MemoryError
+        for i in range(self.c.state.steps):
+            total += <double>rates[i] * step
+            self.c.state.curve[i] = total
 
     def close(self):
         """End the session, leave the fabric.  The object only answers questions afterwards."""

@@ -27,12 +27,12 @@ from vfioflow._simstate cimport (
     BLOCK_SIZE,
     CLEAN,
     CONTENT_FILE,
-    CONTENT_FP16,
     HEADER_SIZE,
     RECORD_BLOCK,
     RECORD_SETUP,
     RECORD_TRAILER,
     block_length,
+    content_known,
     digest,
     header_check,
     header_magic,
@@ -53,7 +53,7 @@ cdef int take_setup(core_t *core, const uint8_t *payload) noexcept nogil:
     core.setup_seen = 1
     if core.setup.driver != core.driver or core.setup.size != core.state.size:
         return EFAULT
-    if core.setup.block != core.state.block or core.setup.content > CONTENT_FP16:
+    if core.setup.block != core.state.block or not content_known(core.setup.content):
         return EFAULT
     if core.setup.content == CONTENT_FILE and core.setup.seed != core.file_seed:
         return EFAULT

@@ -18,6 +18,7 @@ ctypedef enum content_t:
     CONTENT_MIX = 3
     CONTENT_FILE = 4
     CONTENT_FP16 = 5
+    CONTENT_BLEND = 6           # in the low byte; above it the 64ths of zeros, and those of structured
 
 ctypedef enum record_t:
     RECORD_SETUP = 1
@@ -55,6 +56,10 @@ ctypedef struct state_t:
     const uint8_t *tile
     uint32_t tile_blocks
     double dirty_rate           # bytes/s
+    double *curve               # bytes dirtied until the end of each step; NULL: at dirty_rate
+    uint32_t steps
+    double step_ns
+    uint64_t began_ns           # when the session opened, from which the curve counts
     double credit               # bytes that are due to be dirtied
     uint64_t dirtied_ns         # until when dirtying has been worked out (CLOCK_MONOTONIC)
     uint64_t prng
@@ -79,9 +84,11 @@ cdef uint64_t digest(const uint8_t *data, size_t size, uint64_t index, uint64_t 
 cdef int state_init(
     state_t *state, uint64_t size, uint32_t block, uint64_t initial, uint64_t hot, double dirty_rate
 ) noexcept nogil
+cdef int state_curve(state_t *state, uint32_t steps, double step_seconds) noexcept nogil
 cdef void state_free(state_t *state) noexcept nogil
 cdef void state_fresh(state_t *state, uint64_t seed, int content) noexcept nogil
 cdef void state_need_all(state_t *state) noexcept nogil
+cdef bint content_known(uint32_t content) noexcept nogil
 cdef void state_advance(state_t *state, uint64_t now, bint running, bint saving) noexcept nogil
 cdef uint32_t block_length(const state_t *state, uint32_t index) noexcept nogil
 cdef void block_fill(const state_t *state, uint32_t index, uint32_t version, uint8_t *to) noexcept nogil

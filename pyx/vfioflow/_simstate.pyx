@@ -38,6 +38,7 @@ cdef extern from *:
 cdef enum:
     MAGIC = 0x56534D31          # "VSM1"
     TILE_SIZE = 4194304
+    BLEND_PARTS = 64
 
 
 cdef uint64_t now_ns() noexcept nogil:
@@ -135,11 +136,28 @@ cdef void fill_fp16(uint8_t *to, size_t size, uint64_t *prng) noexcept nogil:
         to[size - 1] = 0
 
 
+cdef inline bint is_mixed(int content) noexcept nogil:
+    return content == CONTENT_MIX or content & 0xFF == CONTENT_BLEND
+
+
+cdef bint content_known(uint32_t content) noexcept nogil:
+    """Whether a stream may say that its content is of this kind."""
+    if content & 0xFF == CONTENT_BLEND:
+        return content >> 24 == 0 and (content >> 8 & 0xFF) + (content >> 16) <= BLEND_PARTS
+    return content <= CONTENT_FP16
+
+
 cdef inline int kind_of(const state_t *state, uint32_t index) noexcept nogil:
     # A mix is three parts zeros, two structured and three random of every eight blocks.
-    cdef uint32_t part
-    if state.content != CONTENT_MIX:
+    cdef uint32_t part, zeros
+    if not is_mixed(state.content):
         return state.content
+    if state.content != CONTENT_MIX:
+        part = index * 37 % BLEND_PARTS
+        zeros = state.content >> 8 & 0xFF
+        if part < zeros:
+            return CONTENT_ZEROS
+        return CONTENT_STRUCTURED if part < zeros + (state.content >> 16) else CONTENT_RANDOM
     part = index * 5 % 8
     return CONTENT_ZEROS if part < 3 else CONTENT_STRUCTURED if part < 5 else CONTENT_RANDOM
 
@@ -157,7 +175,7 @@ cdef void block_fill(const state_t *state, uint32_t index, uint32_t version, uin
     if kind == CONTENT_ZEROS:
         memset(to, 0, length)
         return
-    if state.content == CONTENT_MIX:
+    if is_mixed(state.content):
         # The tile of a mix is structured in its first half and random in its second.
         slot = slot % (state.tile_blocks // 2)
         if kind == CONTENT_RANDOM:
@@ -191,7 +209,33 @@ cdef int state_init(
     return 0
 
 
+cdef int state_curve(state_t *state, uint32_t steps, double step_seconds) noexcept nogil:
+    """Room for ``state.curve``, which the caller fills."""
+    state.curve = <double *>calloc(steps, sizeof(double))
+    if state.curve == NULL:
+        return -ENOMEM
+    state.steps = steps
+    state.step_ns = step_seconds * 1e9
+    return 0
+
+
+cdef double on_curve(const state_t *state, uint64_t now) noexcept nogil:
+    """Bytes that the curve has dirtied from the session's begin until ``now``; at its end it begins again."""
+    cdef double at = <double>(now - state.began_ns) / state.step_ns if now > state.began_ns else 0
+    cdef double rounds = <double><uint64_t>(at / state.steps)
+    cdef uint32_t step
+    cdef double before
+    at -= rounds * state.steps
+    step = <uint32_t>at
+    if step >= state.steps:         # by rounding
+        step = state.steps - 1
+    before = state.curve[step - 1] if step > 0 else 0
+    return rounds * state.curve[state.steps - 1] + before + (at - step) * (state.curve[step] - before)
+
+
 cdef void state_free(state_t *state) noexcept nogil:
+    free(state.curve)
+    state.curve = NULL
     free(state.version)
     free(state.digest)
     free(state.need)
@@ -218,6 +262,7 @@ cdef void state_need_all(state_t *state) noexcept nogil:
     memset(state.need, UNSENT, state.count)
     state.pending = state.size + <uint64_t>state.count * HEADER_SIZE
     state.dirty = 0
+    state.began_ns = now_ns()
 
 
 cdef inline void touch(state_t *state, uint32_t index, bint saving) noexcept nogil:
@@ -235,12 +280,15 @@ cdef inline void touch(state_t *state, uint32_t index, bint saving) noexcept nog
 cdef void state_advance(state_t *state, uint64_t now, bint running, bint saving) noexcept nogil:
     """Dirty what the device has dirtied since the last call."""
     cdef uint64_t elapsed = now - state.dirtied_ns if now > state.dirtied_ns else 0
-    cdef uint64_t picks
+    cdef uint64_t picks, since = state.dirtied_ns
     cdef uint32_t i
     state.dirtied_ns = now
     if not running or state.hot == 0 or state.dirty_rate <= 0:
         return
-    state.credit += state.dirty_rate * (<double>elapsed / 1e9)
+    if saving and state.curve != NULL:
+        state.credit += on_curve(state, now) - on_curve(state, since)
+    else:
+        state.credit += state.dirty_rate * (<double>elapsed / 1e9)
     if state.credit < state.block:
         return
     if state.credit > 8.0 * state.hot * state.block:
@@ -370,12 +418,25 @@ def get_tile(str content, unsigned long long seed, unsigned long long size, uint
     key = (content, seed, block, blocks, path)
     tile = _tiles.get(key)
     if tile is None:
-        tile = _tiles[key] = Tile(CONTENTS[content], seed, block, blocks, path)
+        tile = _tiles[key] = Tile(_content_number(content), seed, block, blocks, path)
     return tile
+
+
+def _content_number(str content):
+    """How a stream names a content; ``mix:ZEROS,STRUCTURED`` has shares of 1, which count in 64ths."""
+    _, _, shares = content.partition(":")
+    if not shares:
+        return CONTENTS[content]
+    zeros, structured = (float(share) for share in shares.split(","))
+    parts = round(zeros * BLEND_PARTS)
+    return CONTENT_BLEND | parts << 8 | min(round(structured * BLEND_PARTS), BLEND_PARTS - parts) << 16
 
 
 def content_name(int content):
     """The name of a content kind as it stands in a stream; KeyError for an unknown one."""
+    if content & 0xFF == CONTENT_BLEND:
+        zeros, structured = content >> 8 & 0xFF, content >> 16
+        return f"mix:{zeros / <double>BLEND_PARTS:g},{structured / <double>BLEND_PARTS:g}"
     return {kind: name for name, kind in CONTENTS.items()}[content]
 
 

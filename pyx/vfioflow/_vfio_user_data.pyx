@@ -268,17 +268,6 @@ cdef class DataPort(Port):
         forget_stream(self.stream.line, &self.stream)
         leave(self.stream.line)
 
-    def readinto(self, unsigned char[::1] buffer not None):
-        """One read as a pump does it, for callers in Python: the bytes read.  Raises OSError."""
-        cdef ssize_t n
-        if self.c.closed or buffer.shape[0] == 0:
-            raise_status(-EINVAL)
-        with nogil:
-            n = data_read(&self.c, &buffer[0], buffer.shape[0])
-        if n < 0:
-            raise_status(<int> n)
-        return n
-
     def write(self, const unsigned char[::1] data not None):
         """One write as a pump does it, for callers in Python: the bytes taken.  Raises OSError."""
         cdef ssize_t n

@@ -162,7 +162,7 @@ MUTATIONS = (
     Mutation(
         "accesses that were queued are forgotten when going back",
         "vfioflow/source.py",
-        "                between=self._window.replay if self._window is not None else None,\n",
+        "                between=self._window.put_back if self._window is not None else None,\n",
         "",
     ),
     Mutation(

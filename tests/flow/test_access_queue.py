@@ -192,6 +192,34 @@ def test_the_fabric_s_own_bound_makes_senders_wait(devices):
     assert ledger(destination).balanced
 
 
+def test_what_comes_after_the_commit_is_told(devices):
+    """It should not: then it is in the report, and whoever made it hears."""
+    source, destination = devices(mixed("nn"))
+    traps, errors = [], []
+
+    class Kept(SimTrap):
+        def arm(self, devices, queue):
+            traps.append(queue)
+            super().arm(devices, queue)
+
+    def watch(side, event):
+        if side == "source" and isinstance(event, events.Committed):
+            traps[0].write("d1", 0, 0, bytes(8), "d0")
+        if (
+            side == "source"
+            and isinstance(event, events.PhaseEntered)
+            and event.phase is events.Phase.DONE
+        ):
+            with pytest.raises(AccessError, match="device d1: it runs elsewhere now"):
+                traps[0].write("d1", 0, 0, bytes(8), "d0")
+            errors.append(True)
+
+    outcome = migrate(source, destination, policy=ON, trap=Kept(source), watch=watch)
+    late = "migrated, but device d1 was written to after everything had stopped"
+    assert (outcome.source.outcome, outcome.source.error) == ("completed", late)
+    assert errors == [True]
+
+
 # ------------------------------------------------------------------------------ refusals
 
 
@@ -302,6 +330,25 @@ def test_a_replay_that_fails_at_the_source_is_a_note(devices):
     note = "what was queued for it was not replayed: device d1: cannot deliver"
     assert f"device d1: {note}" in outcome.source_error.__notes__
     assert {d.state for d in source} == {S.RUNNING}
+
+
+def test_a_device_that_takes_nothing_keeps_nothing_from_the_others(devices):
+    source, _ = devices(mixed("nnn"))
+    destination, _ = devices(mixed("nnn", "d1", [Fault("RESUMING->STOP", "errno")]))
+
+    class Deaf(SimTrap):
+        def deliver(self, access):
+            if access.device == "d1":
+                raise OSError("it does not listen")
+            super().deliver(access)
+
+    outcome = migrate(source, destination, policy=ON, trap=Deaf(source))
+    note = "what was queued for it was not replayed: it does not listen"
+    assert outcome.source_error.__notes__ == [f"device d1: {note}"]
+    lost = ledger(source).differences
+    assert lost
+    assert {each.split(":")[0] for each in lost} <= {"d0 -> d1", "d2 -> d1"}
+    assert all(device.core.disarm() for device in source), "something is kept yet"
 
 
 def test_a_destination_that_got_something_else_is_noticed(devices, monkeypatch):

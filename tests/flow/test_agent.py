@@ -325,11 +325,13 @@ def test_accesses_that_the_client_traps(agent):
 
     there = {
         "trap.arm": lambda **_: steps.append("arm there"),
+        "trap.collect": lambda **_: None,
         "trap.deliver": lambda **about: delivered.append(about),
         "trap.interrupt": lambda **about: steps.append((about["device"], about["vector"])),
         "trap.disarm": lambda **_: steps.append("disarm there"),
     }
-    with agent.client({"trap.arm": arm}) as here, agent.client(there) as far:
+    mine = {"trap.arm": arm, "trap.collect": lambda **_: None}
+    with agent.client(mine) as here, agent.client(there) as far:
         clients["here"] = here
         for peer in (here, far):
             for name in ("a", "b"):
@@ -351,12 +353,60 @@ def test_accesses_that_the_client_traps(agent):
     assert steps == ["arm here", "arm there", ("a", 2), "disarm there"]
 
 
+def test_trapped_writes_that_are_sent_at_once_stay_in_order_and_devices_may_interrupt(agent):
+    """Also late ones, which pass through before the trap is opened again."""
+    delivered, interrupts, clients = [], [], {}
+
+    def write(peer, migration, first):
+        for number in range(first, first + 100):
+            data = base64.b64encode(bytes([number])).decode()
+            where = {"migration": migration, "device": "b", "region": 0, "offset": number}
+            peer.send(
+                {"id": 1000 + number, "method": "access.write", "params": {**where, "data": data}}
+            )
+
+    def deliver(migration, offset, **_):
+        delivered.append(offset)
+        if offset == 150:
+            clients["far"].call("access.interrupt", migration=migration, device="b", vector=1)
+
+    mine = {
+        "trap.arm": lambda **_: None,
+        "trap.collect": lambda migration: write(clients["here"], migration, 0),
+    }
+    there = {
+        "trap.arm": lambda **_: None,
+        "trap.collect": lambda **_: None,
+        "trap.deliver": deliver,
+        "trap.interrupt": lambda device, vector, **_: interrupts.append((device, vector)),
+        "trap.disarm": lambda migration, **_: write(clients["far"], migration, 100),
+        "hook.start_vcpus": lambda **_: None,
+    }
+    with agent.client(mine) as here, agent.client(there) as far:
+        clients |= {"here": here, "far": far}
+        for peer in (here, far):
+            for name in ("a", "b"):
+                simulated = {"profile": "generic", "flags": ["STOP_COPY"], "state_size": 1 << 20}
+                peer.call("device.add", name=name, simulated=simulated)
+        policy = {"access_queue": "writes"}
+        port = far.call("destination.listen", address="tcp://127.0.0.1:0", policy=policy, trap=True)
+        sent, _ = start(here, far, port, policy=policy, trap=True)
+        ended = ends(here, sent)
+        assert (ended["outcome"], ended["failure"]) == ("completed", None)
+        assert ended["report"]["accesses"] == 100
+        far.answer(1199)
+    assert delivered == list(range(200))
+    assert interrupts == [("b", 1)]
+
+
 def test_what_the_set_has_written(agent):
     with agent.client() as peer:
         peer.call("device.add", name="a", simulated={"profile": "mlx5", "tracking": "device"})
         peer.call("device.add", name="b", simulated={"profile": "mlx5"})
         log = peer.call("dirty.start", devices=["a"], ranges=[[0, 1 << 20]])
         assert log == {"log": "d1", "page_size": 4096, "teller": "device"}
+        with pytest.raises(client.AgentError, match="ask for 137438953472 at most"):
+            peer.call("dirty.report", log="d1", iova=0, length=1 << 50)
         report = peer.call("dirty.report", log="d1", iova=0, length=1 << 20)
         assert report == {"bitmap": "A" * 43 + "=", "page_size": 4096, "all_tracking": True}
         with pytest.raises(client.AgentError, match="device a is used by d1"):

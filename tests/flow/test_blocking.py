@@ -1,6 +1,7 @@
 """The engine from plain threads."""
 
 import asyncio
+import errno
 import threading
 from concurrent.futures import CancelledError
 
@@ -8,6 +9,7 @@ import pytest
 from session import assert_source_runs, quiet_set
 
 from vfioflow import ConfigError, Hooks, PeerLost, Policy, State, blocking, events
+from vfioflow.errors import ResourceError
 from vfioflow.events import Phase
 
 S = State
@@ -54,6 +56,42 @@ def test_a_migration_is_steered_from_another_thread(devices):
         migration.go_on()
         assert migration.result(20).downtime_limit_ms == 3000
         assert taking.result(20).outcome == "completed"
+
+
+def test_an_observer_may_steer_the_migration_that_it_sees(devices):
+    """It runs on the loop's thread, which can wait for nothing."""
+    source, destination = devices(quiet_set)
+    known, migrations = threading.Event(), []
+
+    def observer(event):
+        if isinstance(event, events.PhaseEntered) and event.phase is Phase.PRE_COPY:
+            known.wait()
+            migrations[0].hold()
+        if isinstance(event, events.SwitchoverHeld):
+            migrations[0].change(downtime_limit=3.0)
+            migrations[0].go_on()
+
+    with blocking.listen("tcp://127.0.0.1:0", destination) as listener:
+        migrations.append(
+            blocking.start(source, listener.address, policy=POLICY, observer=observer)
+        )
+        known.set()
+        taking = listener.next_session(timeout=20)
+        assert migrations[0].result(20).downtime_limit_ms == 3000
+        assert taking.result(20).outcome == "completed"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "none"), MemoryError()])
+def test_without_descriptors_for_a_loop(devices, monkeypatch, error):
+    source, _ = devices(quiet_set)
+
+    def none():
+        raise error
+
+    monkeypatch.setattr(asyncio.events, "new_event_loop", none)
+    with pytest.raises(ResourceError, match=r"out of resources: (descriptors|memory)"):
+        blocking.migrate(source, "tcp://127.0.0.1:1")
+    assert_source_runs(source)
 
 
 def test_cancelled_from_another_thread(devices):

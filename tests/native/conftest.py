@@ -29,6 +29,7 @@ def open_fds() -> int:
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
+    gc.collect()  # what tests before have left to it is none of this one's
     before, fds = live(), open_fds()
     yield
     # A traceback may still hold a device or a mapped file.

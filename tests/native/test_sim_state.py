@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,18 @@ def test_a_small_file_repeats_and_an_empty_one_is_refused(tmp_path: Path) -> Non
 def test_content_names() -> None:
     assert {content_name(kind): kind for kind in range(6)} == CONTENTS
     with pytest.raises(KeyError):
-        content_name(6)
+        content_name(7)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.25, 1.0])
+def test_a_blend_has_its_shares(zeros: float) -> None:
+    structured = (1 - zeros) / 2
+    tile = get_tile(f"mix:{zeros:g},{structured:g}", 1, 64 * BLOCK, BLOCK)
+    assert content_name(tile.content) == f"mix:{zeros:g},{structured:g}"
+    blocks = [block_bytes(tile, 64 * BLOCK, index, 1)[16:] for index in range(64)]
+    assert sum(not any(block) for block in blocks) == 64 * zeros
+    packed = [len(zlib.compress(block, 1)) for block in blocks]
+    assert sum(0.1 * BLOCK < size < 0.9 * BLOCK for size in packed) == 64 * structured
 
 
 @given(st.binary(min_size=1, max_size=300), st.data())

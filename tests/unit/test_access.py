@@ -1,5 +1,6 @@
 """The access queue: against a model, and each rule by itself."""
 
+import asyncio
 import threading
 
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vfioflow import Policy, ProtocolError
-from vfioflow.access import Access, AccessQueue, codec
-from vfioflow.access.queue import MAX_WIDTH, Held
+from vfioflow.access import Access, AccessQueue, Window, codec
+from vfioflow.access.queue import MAX_WIDTH, MAX_WRITES, Held
 from vfioflow.errors import AccessError
 
 DEVICES = ("disk0", "gpu0", "net0")
@@ -176,7 +177,8 @@ def test_a_write_that_cannot_be_delivered_stays():
 
 
 @pytest.mark.parametrize(
-    ("region", "offset", "size"), [(0, 0, 0), (0, 0, MAX_WIDTH + 1), (-1, 0, 1), (0, -1, 1)]
+    ("region", "offset", "size"),
+    [(0, 0, 0), (0, 0, MAX_WIDTH + 1), (-1, 0, 1), (0, -1, 1), (0, 1 << 64, 1), (1 << 64, 0, 1)],
 )
 def test_accesses_that_cannot_be(region, offset, size):
     queue = AccessQueue()
@@ -185,6 +187,54 @@ def test_accesses_that_cannot_be(region, offset, size):
     with pytest.raises(AccessError, match="device gpu0"):
         queue.read("gpu0", region, offset, size)
     assert len(queue) == 0
+
+
+# --------------------------------------------------------------------------- interrupts
+
+
+def test_interrupts_go_on_when_all_is_replayed():
+    """Until the trap is opened again they still come here."""
+    queue, raised = AccessQueue(), []
+    queue.interrupt("gpu0", 1)
+
+    def interrupt(device, vector):
+        raised.append((device, vector))
+        if len(raised) == 1:
+            queue.interrupt("gpu0", 2)
+
+    queue.replay(lambda access: None, interrupt=interrupt)
+    queue.interrupt("gpu0", 3)
+    assert raised == [("gpu0", 1), ("gpu0", 2), ("gpu0", 3)]
+
+
+def test_a_device_may_interrupt_while_it_is_written_to():
+    """From a thread of its own, for which whoever delivers the write waits."""
+    queue, raised, stuck = AccessQueue(), [], []
+
+    def deliver(access):
+        device = threading.Thread(target=queue.interrupt, args=("gpu0", 1), daemon=True)
+        device.start()
+        device.join(10)
+        stuck.append(device.is_alive())
+
+    queue.replay(deliver, interrupt=lambda *each: raised.append(each))
+    queue.write("gpu0", 0, 0, b"late")
+    assert (stuck, raised) == ([False], [("gpu0", 1)])
+
+
+def test_an_interrupt_after_everything_has_stopped_is_kept_and_fails_the_migration():
+    queue, raised = AccessQueue(), []
+    queue.seal()
+    queue.interrupt("gpu0", 1)
+    assert queue.failure == "device gpu0 raised an interrupt after everything had stopped"
+    queue.replay(lambda access: None, interrupt=lambda *each: raised.append(each))
+    assert raised == [("gpu0", 1)]
+
+
+@pytest.mark.parametrize("vector", [-1, 1 << 16])
+def test_interrupts_that_cannot_be(vector):
+    with pytest.raises(AccessError, match="device gpu0: an interrupt of vector"):
+        AccessQueue().interrupt("gpu0", vector)
 
 
 # -------------------------------------------------------------------------------- reads
@@ -238,6 +288,111 @@ def test_a_read_may_fail_the_migration():
     queue.replay(lambda access: None, read=lambda *about: b"back")
     held.join()
     assert answers == [b"back"]
+
+
+def test_a_read_that_is_held_when_everything_has_stopped_fails_the_migration():
+    queue, answers = AccessQueue(hold_limit=60), []
+    held = reader(queue, answers)
+    while not queue._held_reads:
+        pass
+    queue.seal()
+    assert queue.failure == "a read was still held when everything had stopped"
+    queue.replay(lambda access: None, read=lambda *about: b"true")
+    held.join()
+    assert answers == [b"true"]
+
+
+def test_a_read_after_everything_has_stopped_fails_the_migration():
+    queue, answers = AccessQueue(hold_limit=60), []
+    queue.seal()
+    held = reader(queue, answers)
+    while not queue.failure:
+        pass
+    assert queue.failure == "device gpu0 was read from after everything had stopped"
+    queue.replay(lambda access: None, read=lambda *about: b"true")
+    held.join()
+
+
+def test_who_waits_for_a_device_that_runs_elsewhere_hears_so():
+    queue, errors = AccessQueue(limit=1, reads="fail"), []
+    queue.write("gpu0", 0, 0, b"a")
+    queue.seal()
+
+    def attempt(call, *about):
+        try:
+            call("gpu0", *about)
+        except AccessError as error:
+            errors.append(str(error))
+
+    waiting = [
+        threading.Thread(target=attempt, args=(queue.write, 0, 0, b"b")),
+        threading.Thread(target=attempt, args=(queue.read, 0, 0, 4)),
+    ]
+    for thread in waiting:
+        thread.start()
+    while not queue.failure:
+        pass
+    queue.close()
+    for thread in waiting:
+        thread.join()
+    attempt(queue.write, 0, 0, b"c")
+    attempt(queue.read, 0, 0, 4)
+    assert errors == ["device gpu0: it runs elsewhere now: nothing reaches it here any more"] * 4
+
+
+# ----------------------------------------------------------------------------- a window
+
+
+class Slow:
+    """A trap that takes its time."""
+
+    def __init__(self):
+        self.calls = []
+        self.at_work, self.may = threading.Event(), threading.Event()
+
+    def arm(self, devices, queue):
+        self.at_work.set()
+        self.may.wait()
+        self.calls.append("arm")
+
+    def collect(self, queue):
+        self.at_work.set()
+        self.may.wait()
+        self.calls.append("collect")
+        return True
+
+    def disarm(self, devices):
+        self.calls.append("disarm")
+        return True
+
+    deliver = read = interrupt = None
+
+
+@pytest.mark.parametrize("step", ["arm", "seal"])
+def test_a_trap_is_called_once_at_a_time_also_when_cancelled(step):
+    trap = Slow()
+
+    async def body():
+        window = Window(trap, [], Policy())
+        if step == "seal":
+            trap.may.set()
+            await window.arm()
+            trap.may.clear()
+            trap.at_work.clear()
+        task = asyncio.create_task(getattr(window, step)())
+        await asyncio.to_thread(trap.at_work.wait)
+        task.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        ended = task.done()
+        trap.may.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not ended
+        await window.replay()
+
+    asyncio.run(body())
+    assert trap.calls == ["arm", *(["collect"] if step == "seal" else []), "collect", "disarm"]
 
 
 # --------------------------------------------------------------------------- on the wire
@@ -302,6 +457,13 @@ def test_what_a_peer_may_not_send(form, said):
     data = form if isinstance(form, bytes) else msgspec.msgpack.encode(form)
     with pytest.raises(ProtocolError, match=said):
         codec.decode(data, DEVICES)
+
+
+def test_more_writes_than_a_queue_may_hold_are_not_taken_apart():
+    """The peer says how many: nothing is made of them before that is looked at."""
+    many = b"\x93\x01\xdd" + (MAX_WRITES + 1).to_bytes(4, "big")
+    with pytest.raises(ProtocolError, match="length <= 1048576"):
+        codec.decode(many, DEVICES)
 
 
 @given(st.binary(max_size=200))

@@ -1,11 +1,13 @@
 """The agent's parts by themselves: how messages come apart, what stays of descriptors, who may come in."""
 
 import asyncio
+import errno
 import json
 import os
 import re
 import socket
 import stat
+import threading
 import typing
 from pathlib import Path
 
@@ -14,12 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfioflow import ConfigError, PeerLost
-from vfioflow.agent import gateway, words
+from vfioflow import ConfigError, PeerLost, Report, SimDevice
+from vfioflow.agent import gateway, methods, server, words
+from vfioflow.agent.client import Client
 from vfioflow.agent.connection import MAX_FDS, MAX_LINE, Connection
 from vfioflow.agent.gateway import Credentials, Gate
 from vfioflow.agent.methods import METHODS
 from vfioflow.errors import ProtocolError, RemoteError
+from vfioflow.events import Phase
 
 
 def serve(speak, handle=None):
@@ -226,6 +230,68 @@ def test_events_are_left_out_for_a_client_that_does_not_read_and_that_is_said():
     assert serve(speak) == ([], None)
 
 
+def test_the_end_of_a_migration_is_not_left_out():
+    async def speak(sock, connection):
+        client = Client(None, lambda: False)
+        client.connection = connection
+
+        class Ends:
+            report = Report(role="source", outcome="completed", session="s")
+            phase = Phase.DONE
+
+            async def run(self):
+                for _ in range(40):
+                    connection.notify("event", {"filler": "x" * 1_000_000})
+
+        migration = client.run("m1", Ends(), [])
+        seen = b""
+        while b"migration.ended" not in seen and b"stop" not in seen:
+            seen += await asyncio.get_running_loop().sock_recv(sock, 1 << 20)
+            if migration.task.done() and not connection._waiting:
+                connection.notify("stop", {})
+        assert b"migration.ended" in seen
+
+    assert serve(speak) == ([], None)
+
+
+def test_a_device_is_in_use_until_its_log_has_ended(monkeypatch):
+    """A client that does not wait for `dirty.stop` cannot have it closed under its log."""
+    at_work, may = threading.Event(), threading.Event()
+
+    class Slow:
+        teller, page_size = "device", 4096
+
+        def __init__(self, devices):
+            pass
+
+        def start(self, ranges, page_size):
+            return page_size
+
+        def stop(self):
+            at_work.set()
+            may.wait()
+
+    monkeypatch.setattr(methods, "DirtySet", Slow)
+
+    async def body():
+        client = Client(None, lambda: False)
+        call = methods.Call(client, None)
+        client.devices["a"] = SimDevice("a")
+        await METHODS["dirty.start"].function(call, words.DirtyStart(ranges=[(0, 4096)]))
+        stop = METHODS["dirty.stop"].function(call, words.LogNamed(log="d1"))
+        stopping = asyncio.create_task(stop)
+        await asyncio.to_thread(at_work.wait)
+        try:
+            with pytest.raises(ConfigError, match="device a is used by d1"):
+                await client.remove("a")
+        finally:
+            may.set()
+            await stopping
+        await client.remove("a")
+
+    asyncio.run(body())
+
+
 # ------------------------------------------------------------------ who may come in
 
 
@@ -318,6 +384,41 @@ def test_places_where_no_socket_can_be(tmp_path):
         pass
 
 
+class Exhausted(socket.socket):
+    """A listening socket for which there is no descriptor, the first time."""
+
+    tried = 0
+
+    def accept(self):
+        self.tried += 1
+        if self.tried == 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def test_without_descriptors_the_agent_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(server, "_ACCEPT_PAUSE", 0)
+
+    async def body():
+        with Exhausted(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
+            sock.bind(str(tmp_path / "sock"))
+            sock.listen()
+            sock.setblocking(False)
+            running = asyncio.create_task(server.Agent(sock, gate=Gate()).run())
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, str(tmp_path / "sock"))
+            await send(client, b'{"jsonrpc": "2.0", "id": 1, "method": "agent.info"}\n')
+            receiving = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(client, 4096))
+            await asyncio.wait({receiving, running}, return_when=asyncio.FIRST_COMPLETED)
+            assert not running.done(), "the agent has ended"
+            assert json.loads(await receiving)["result"]["protocol"] == 1
+            running.cancel()
+            await asyncio.wait([running])
+
+    asyncio.run(body())
+    assert "cannot accept a client: Too many open files" in caplog.text
+
+
 def test_systemd_is_told(tmp_path, monkeypatch):
     gateway.notify("READY=1")  # nobody asked
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -367,7 +468,9 @@ def test_the_page_has_every_method_with_its_parameters():
     )
     hooks = {f"hook.{name}" for name in typing.get_args(words.HookName)}
     steps = {f"pending.{step}" for step in ("estimate", "exact", "iterate", "complete", "abort")}
-    traps = {f"trap.{step}" for step in ("arm", "deliver", "read", "interrupt", "disarm")}
+    traps = {
+        f"trap.{step}" for step in ("arm", "collect", "deliver", "read", "interrupt", "disarm")
+    }
     assert {n for n in asked if n.startswith(("hook.", "pending.", "trap."))} == (
         hooks | steps | traps | {"pending.moved"}
     )

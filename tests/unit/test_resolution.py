@@ -1,12 +1,15 @@
 """What a side that came back does with what it finds, as tables."""
 
 import asyncio
+import base64
 
 import pytest
 from fakes import FakeDevice
 
 from vfioflow import Journal, Policy, State
-from vfioflow.byhand import decide, objection
+from vfioflow.access import Access, codec
+from vfioflow.access.queue import Held
+from vfioflow.byhand import consequence, decide, objection
 from vfioflow.resolution import Verdict, judge
 from vfioflow.states import FLAG_SETS
 from vfioflow.story import Step
@@ -161,3 +164,18 @@ def test_a_decision_moves_the_devices_of_the_session_only(
     assert again() == {}  # nothing more to do
     assert path.stat().st_size == size
     assert [d.resets for d in devices] == [resets, resets, 0]
+
+
+def test_what_is_not_replayed_by_hand_is_said(write, tmp_path):
+    held = Held((Access(1, "a", "b", 0, 8, b"x"), Access(2, "a", "b", 0, 8, b"y")))
+    queued = base64.b64encode(codec.encode(held)).decode()
+    nothing = base64.b64encode(codec.encode(Held())).decode()
+    for session, accesses in (("s", queued), ("t", nothing)):
+        write(B, session=session)
+        with Journal(tmp_path / "journal").open(session, "destination") as entry:
+            entry.record(L, states=HELD, accesses=accesses)
+    some, none = [
+        Journal(tmp_path / "journal").find(session, "destination") for session in ("s", "t")
+    ]
+    assert "queued for b is not replayed by hand (2 writes)" in consequence(some, "run")
+    assert "queued" not in consequence(some, "discard") + consequence(none, "run")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Annotated
 
 import msgspec
 
 from vfioflow._frame import crc
-from vfioflow.access.queue import MAX_WIDTH, Access, Held
+from vfioflow.access.queue import MAX_VECTORS, MAX_WIDTH, MAX_WRITES, Access, Held
 from vfioflow.errors import ProtocolError
 
 __all__ = ["MAX_BYTES", "PART", "VERSION", "decode", "digest", "encode", "parts"]
@@ -20,13 +21,12 @@ MAX_BYTES = 64 << 20
 PART = 512 << 10
 """Bytes of a part."""
 
-_MAX_VECTOR = 1 << 16
 _MAX_TIMES = 1 << 32
 
 
 class _Form(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     version: int
-    writes: list[Access]
+    writes: Annotated[list[Access], msgspec.Meta(max_length=MAX_WRITES)]
     interrupts: dict[str, dict[int, int]]
 
 
@@ -71,6 +71,6 @@ def decode(data: bytes, devices: Collection[str]) -> Held:
         if device not in devices:
             raise ProtocolError("an interrupt was counted for a device that is not of the set")
         for vector, times in vectors.items():
-            if not (0 <= vector < _MAX_VECTOR and 0 < times < _MAX_TIMES):
+            if not (0 <= vector < MAX_VECTORS and 0 < times < _MAX_TIMES):
                 raise ProtocolError(f"{times} interrupts of vector {vector} cannot be")
     return Held(tuple(form.writes), form.interrupts)

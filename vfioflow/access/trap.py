@@ -14,7 +14,8 @@ __all__ = ["Trap"]
 class Trap(Protocol):
     """Keeps accesses away from devices that stand still.  The VMM's part; see docs/access-queue.md.
 
-    All methods block, and are called on threads, one at a time.  What they raise fails the migration
+    All methods block, and are called on threads, one at a time, without a limit in time: a migration that is
+    cancelled waits for them.  What they raise fails the migration
     where it has yet to be committed; after that the hand-over is in doubt.
     """
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from vfioflow.access import codec
-from vfioflow.access.queue import AccessQueue, Held
+from vfioflow.access.queue import Access, AccessQueue, Held
 from vfioflow.access.trap import Trap
 from vfioflow.devices.base import Device
 from vfioflow.errors import AccessError, VfioflowError
 from vfioflow.policy import Policy
 from vfioflow.states import Flags
-from vfioflow.threads import in_thread
+from vfioflow.threads import finish, in_thread
 
 __all__ = ["Window", "needs_one"]
 
@@ -76,6 +76,11 @@ class Window:
         """What the source's queue held goes before what is trapped here."""
         self.queue.put_first(held)
 
+    def close(self) -> str:
+        """The devices run on the other side.  Returns what came too late to be carried there; "": nothing."""
+        self.queue.close()
+        return self.queue.failure
+
     async def abandon(self) -> None:
         """The devices here are to be reset, and what was queued is the other side's: pass accesses again."""
         if self._armed:
@@ -83,8 +88,11 @@ class Window:
             await _in_thread("disarm", self._abandon)
 
     def _abandon(self) -> None:
-        self._trap.collect(self.queue)
-        self._trap.disarm(self.devices)
+        try:
+            self._trap.collect(self.queue)
+            self._trap.disarm(self.devices)
+        finally:
+            self.queue.close()
 
     async def replay(self) -> None:
         """The devices run: give them what was queued, in order, then let accesses pass again.
@@ -92,22 +100,47 @@ class Window:
         Nothing where they were never armed, or it was done already.
         """
         if self._armed:
-            await _in_thread("replay", self._replay)
+            await _in_thread("replay", lambda: self._replay(self._trap.deliver))
             self._armed = False
 
-    def _replay(self) -> None:
+    async def put_back(self) -> dict[str, str]:
+        """The same at a source whose migration has failed.
+
+        A device that takes none of it gets none of the rest, so that the others get theirs, and accesses pass
+        again.  Returns for each such device: why.
+        """
+        lost: dict[str, str] = {}
+
+        def deliver(access: Access) -> None:
+            if access.device in lost:
+                return
+            try:
+                self._trap.deliver(access)
+            except Exception as error:  # a trap is somebody else's code
+                lost[access.device] = str(error) or type(error).__name__
+
+        if self._armed:
+            await _in_thread("replay", lambda: self._replay(deliver))
+            self._armed = False
+        return lost
+
+    def _replay(self, deliver: Callable[[Access], None]) -> None:
         trap, queue = self._trap, self.queue
         while True:
             trap.collect(queue)
-            self.replayed += queue.replay(trap.deliver, read=trap.read, interrupt=trap.interrupt)
+            self.replayed += queue.replay(deliver, read=trap.read, interrupt=trap.interrupt)
             if trap.disarm(self.devices):
                 return
 
 
 async def _in_thread(step: str, function: Callable[[], T]) -> T:
-    """Run a part of the trap's; what must be done is done here where there is no thread."""
+    """Run a part of the trap's; what must be done is done here where there is no thread.
+
+    A cancellation waits for it: the trap is called once at a time.
+    """
+    must = step in ("replay", "disarm")
     try:
-        return await in_thread(function, name=step, or_here=step in ("replay", "disarm"))
+        return await finish(in_thread(function, name=step, or_here=must))
     except VfioflowError:
         raise
     except Exception as error:  # a trap is somebody else's code

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,10 @@ from vfioflow.hooks import Hooks
 from vfioflow.precopy import Decision
 from vfioflow.watching.jsonlines import plain
 
-__all__ = ["RemotePending", "RemoteTrap", "hooks_of"]
+__all__ = ["RemotePending", "RemoteTrap", "decoded", "hooks_of"]
+
+_LOOK_AGAIN = 0.05
+"""Seconds after which a queue that has no room is noticed."""
 
 
 def hooks_of(
@@ -89,6 +93,8 @@ class RemoteTrap:
     def __init__(self, connection: Connection, migration: Callable[[], str]) -> None:
         self.queue: AccessQueue | None = None
         """Where it is armed: what it traps goes there."""
+        self.order = asyncio.Lock()
+        """Held by the write that is made: they are made in the order in which they come."""
         self._connection = connection
         self._migration = migration
         self._loop = asyncio.get_running_loop()
@@ -99,9 +105,17 @@ class RemoteTrap:
         self._ask("arm", devices=list(devices))
 
     def collect(self, queue: AccessQueue) -> bool:
-        """See :class:`Trap`: whatever the client has trapped it has written, or will."""
-        del queue
+        """See :class:`Trap`: the client writes what it has trapped, then answers."""
+        self._ask("collect")
+        asyncio.run_coroutine_threadsafe(self._written(queue), self._loop).result()
         return True
+
+    async def _written(self, queue: AccessQueue) -> None:
+        """All writes that came are made, or one waits for room."""
+        while not queue.failure:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_AGAIN), self.order:
+                    return
 
     def deliver(self, access: Access) -> None:
         """See :class:`Trap`."""

@@ -25,7 +25,7 @@ from vfioflow.source import Source
 from vfioflow.threads import finish, in_thread
 from vfioflow.watching.jsonlines import as_dict
 
-__all__ = ["Client", "Migration", "Port"]
+__all__ = ["Client", "Log", "Migration", "Port"]
 
 log = logging.getLogger("vfioflow")
 
@@ -70,6 +70,15 @@ class Port:
     listener: Listener = field(init=False)
 
 
+@dataclass(eq=False)
+class Log:
+    """A dirty log, of which devices, and who uses it now: one at a time."""
+
+    written: DirtySet
+    devices: frozenset[str]
+    use: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class Client:
     """One connection's things.  Names are its own: no other client sees them."""
 
@@ -81,7 +90,7 @@ class Client:
         self.ports: dict[str, Port] = {}
         self.traps: dict[str, RemoteTrap] = {}
         """By migration, or by listener."""
-        self.logs: dict[str, tuple[DirtySet, frozenset[str]]] = {}
+        self.logs: dict[str, Log] = {}
         self._closing = closing
         self._numbers: dict[str, int] = {}
         self._adding: set[str] = set()
@@ -146,7 +155,7 @@ class Client:
     async def remove(self, name: str) -> None:
         """Close a device.  Raises ConfigError: there is none, or it is busy."""
         [device] = self.idle([name])
-        if users := [log for log, (_, names) in self.logs.items() if name in names]:
+        if users := [log for log, each in self.logs.items() if name in each.devices]:
             raise ConfigError(f"device {name} is used by {', '.join(users)}")
         del self.devices[name]
         await in_thread(device.close, name=f"{name}-close", or_here=True)
@@ -185,7 +194,7 @@ class Client:
         error = None if migration.task.cancelled() else migration.task.exception()
         if error is not None and not isinstance(error, VfioflowError):
             log.error("migration %s ended by a fault of the agent", migration.name, exc_info=error)
-        self.connection.notify("migration.ended", migration.status())
+        self.connection.notify("migration.ended", migration.status(), must=True)
 
     def observer(self, migration: Callable[[], str], wanted: bool) -> Observer | None:
         """Tells the client of every event, if it wants to know."""
@@ -197,13 +206,13 @@ class Client:
 
         return tell
 
-    def queue(self, migration: str) -> AccessQueue:
-        """Where what is trapped for a migration goes.  Raises ConfigError: nothing is, now."""
+    def trap(self, migration: str) -> tuple[RemoteTrap, AccessQueue]:
+        """The trap of a migration, and where what is trapped goes.  Raises ConfigError: nothing is, now."""
         port = next((p.name for p in self.ports.values() if p.migration == migration), "")
         trap = self.traps.get(migration) or self.traps.get(port)
         if trap is None or trap.queue is None:
             raise ConfigError(f"nothing is trapped for migration {migration!r}")
-        return trap.queue
+        return trap, trap.queue
 
     @staticmethod
     def found(things: dict[str, T], name: str, kind: str) -> T:
@@ -223,9 +232,9 @@ class Client:
             await asyncio.wait(running)
         for port in list(self.ports.values()):
             await self.close_port(port)
-        for written, _ in self.logs.values():
+        for each in self.logs.values():
             with suppress(VfioflowError):
-                await in_thread(written.stop, name="log-stop", or_here=True)
+                await in_thread(each.written.stop, name="log-stop", or_here=True)
         for device in self.devices.values():
             await in_thread(device.close, name=f"{device.name}-close", or_here=True)
         self.devices.clear()

@@ -140,11 +140,11 @@ class Connection:
         finally:
             self._calls.pop(number, None)
 
-    def notify(self, method: str, params: Mapping[str, Any]) -> None:
-        """Tell the client something that may be left out where it does not read."""
+    def notify(self, method: str, params: Mapping[str, Any], *, must: bool = False) -> None:
+        """Tell the client something; where it does not read it is left out, unless it ``must`` hear it."""
         if self._lost:
             return
-        if self._waiting > _MOST_EVENTS:
+        if self._waiting > _MOST_EVENTS and not must:
             self._left_out += 1
             return
         if self._left_out:

@@ -22,7 +22,7 @@ from vfioflow import admission, inventory, planning
 from vfioflow.admission.plain import facts_as_dict, findings_as_dicts, level_of
 from vfioflow.agent import words
 from vfioflow.agent.asking import RemotePending, RemoteTrap, decoded, hooks_of
-from vfioflow.agent.client import Client, Port
+from vfioflow.agent.client import Client, Log, Port
 from vfioflow.agent.connection import Incoming
 from vfioflow.devices.base import Device
 from vfioflow.devices.config import KINDS
@@ -33,9 +33,12 @@ from vfioflow.errors import AdmissionError, ConfigError, DeviceError, VfioflowEr
 from vfioflow.listener import listen
 from vfioflow.policy import Policy
 from vfioflow.source import Limits, Source
-from vfioflow.threads import in_thread
+from vfioflow.threads import finish, in_thread
 
 __all__ = ["METHODS", "Call", "dispatcher", "told"]
+
+_MOST_BITMAP = 4 << 20
+"""Bytes of a report of what was written: in base64 it fits a message."""
 
 ERROR_BASE = -32000
 """An error's code is this less its exit code: -32002 is ConfigError (exit code 2)."""
@@ -411,19 +414,22 @@ async def migration_wait(call: Call, asked: words.MigrationNamed) -> Any:
 @_method("access.write", words.AccessWrite)
 async def access_write(call: Call, asked: words.AccessWrite) -> Any:
     """A store to a trapped device: answered when it is queued, or where all is replayed, done."""
-    queue = call.client.queue(asked.migration)
+    trap, queue = call.client.trap(asked.migration)
     data = decoded(asked.data, "access.write")
-    await in_thread(
-        queue.write,
-        *(asked.device, asked.region, asked.offset, data, asked.origin),
-        name="access-write",
-    )
+    async with trap.order:
+        await in_thread(
+            queue.write,
+            *(asked.device, asked.region, asked.offset, data, asked.origin),
+            name="access-write",
+        )
 
 
 @_method("access.read", words.AccessRead)
 async def access_read(call: Call, asked: words.AccessRead) -> Any:
     """A load from one: answered by the policy's ``access_reads``."""
-    queue = call.client.queue(asked.migration)
+    trap, queue = call.client.trap(asked.migration)
+    async with trap.order:
+        pass  # no write that came before it is behind it
     where = (asked.device, asked.region, asked.offset, asked.width)
     data = await in_thread(queue.read, *where, name="access-read")
     return {"data": base64.b64encode(data).decode()}
@@ -432,7 +438,8 @@ async def access_read(call: Call, asked: words.AccessRead) -> Any:
 @_method("access.interrupt", words.AccessInterrupt)
 async def access_interrupt(call: Call, asked: words.AccessInterrupt) -> Any:
     """One has raised an interrupt: it is counted, and raised again by ``trap.interrupt``."""
-    call.client.queue(asked.migration).interrupt(asked.device, asked.vector)
+    _, queue = call.client.trap(asked.migration)
+    await in_thread(queue.interrupt, asked.device, asked.vector, name="access-interrupt")
 
 
 # ------------------------------------------------------------------ dirty tracking
@@ -444,30 +451,48 @@ async def dirty_start(call: Call, asked: words.DirtyStart) -> Any:
     client = call.client
     devices = client.chosen(asked.devices)
     written = await in_thread(DirtySet, devices, name="log")
-    page_size = await in_thread(written.start, asked.ranges, asked.page_size, name="log-start")
     name = client.number("d")
-    client.logs[name] = (written, frozenset(device.name for device in devices))
+    log = client.logs[name] = Log(written, frozenset(device.name for device in devices))
+    async with log.use:
+        starting = in_thread(written.start, asked.ranges, asked.page_size, name="log-start")
+        try:
+            page_size = await finish(starting)
+        except Exception:  # cancelled, it may have begun: it ends with the client
+            del client.logs[name]
+            raise
     return {"log": name, "page_size": page_size, "teller": written.teller}
 
 
 @_method("dirty.report", words.DirtyReport)
 async def dirty_report(call: Call, asked: words.DirtyReport) -> Any:
     """What was written since last asked."""
-    written, _ = call.client.found(call.client.logs, asked.log, "log")
-    bitmap = await in_thread(written.report, asked.iova, asked.length, name="log-report")
-    return {
-        "bitmap": base64.b64encode(bitmap).decode(),
-        "page_size": written.page_size,
-        "all_tracking": written.all_tracking,
-    }
+    log = call.client.found(call.client.logs, asked.log, "log")
+    async with log.use:
+        written = log.written
+        if asked.length > (most := _MOST_BITMAP * 8 * written.page_size) > 0:
+            raise ConfigError(
+                f"{asked.length} bytes: ask for {most} at most, and for the rest after it"
+            )
+        bitmap = await finish(
+            in_thread(written.report, asked.iova, asked.length, name="log-report")
+        )
+        return {
+            "bitmap": base64.b64encode(bitmap).decode(),
+            "page_size": written.page_size,
+            "all_tracking": written.all_tracking,
+        }
 
 
 @_method("dirty.stop", words.LogNamed)
 async def dirty_stop(call: Call, asked: words.LogNamed) -> Any:
     """End a log."""
-    written, _ = call.client.found(call.client.logs, asked.log, "log")
-    del call.client.logs[asked.log]
-    await in_thread(written.stop, name="log-stop")
+    logs = call.client.logs
+    log = call.client.found(logs, asked.log, "log")
+    async with log.use:
+        try:
+            await finish(in_thread(log.written.stop, name="log-stop"))
+        finally:
+            logs.pop(asked.log, None)  # not before: until then its devices are in use
 
 
 # --------------------------------------------------------------------- the journal

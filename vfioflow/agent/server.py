@@ -21,6 +21,9 @@ log = logging.getLogger("vfioflow")
 
 _MOST_CLIENTS = 64
 
+_ACCEPT_PAUSE = 0.1
+"""Seconds until clients are accepted again after that has failed."""
+
 _FLUSH_SECONDS = 1.0
 """How long a client may take to read what it is told last."""
 
@@ -45,7 +48,12 @@ class Agent:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                sock, _ = await loop.sock_accept(self._sock)
+                try:
+                    sock, _ = await loop.sock_accept(self._sock)
+                except OSError as error:  # out of descriptors: those that are here go on
+                    log.error("cannot accept a client: %s", error.strerror)
+                    await asyncio.sleep(_ACCEPT_PAUSE)
+                    continue
                 sock.setblocking(False)
                 if why := self._refusal(sock):
                     _refuse(sock, why)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from vfioflow.cli import bench_model
 from vfioflow.cli.console import complain, is_quiet, put, stderr, verbosity
 from vfioflow.cli.options import security_options
 from vfioflow.errors import ConfigError
@@ -333,3 +334,7 @@ def receive(name: str, where: str, security: Names) -> int:
         return 0
 
     return run_loop(main, lambda text: complain(text, kind=""))
+
+
+command.add_command(bench_model.predict)
+command.add_command(bench_model.model)

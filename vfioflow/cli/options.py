@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import click
@@ -226,11 +226,14 @@ def policy_options(
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
-        def with_policy(**values: Any) -> Any:
-            policy = Policy(**{field.name: values.pop(field.name) for field in chosen})
+        def with_policy(*, policy_file: str | None = None, **values: Any) -> Any:
+            given = {field.name: values.pop(field.name) for field in chosen}
+            policy = Policy(**given) if policy_file is None else _over(policy_file, given)
             return command(policy=policy, **values)
 
         wrapped: Callable[..., Any] = with_policy
+        if not names:
+            wrapped = _POLICY_FILE(wrapped)
         for field in reversed(chosen):
             own = field.name in defaults
             default = defaults[field.name] if own else field.default
@@ -238,6 +241,29 @@ def policy_options(
         return wrapped
 
     return decorate
+
+
+_POLICY_FILE = click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE.toml",
+    help="Take the settings below from the table [policy] there, as `vfioflow tune` writes it; those"
+    " that are given here count all the same.",
+)
+
+
+def _over(path: str, given: Mapping[str, Any]) -> Policy:
+    """A file's policy, with what the command line says itself.  Raises ConfigError."""
+    from vfioflow.policy_table import read_policy
+
+    ctx = click.get_current_context()
+    said = {
+        name: value
+        for name, value in given.items()
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    return replace(read_policy(path), **said)
 
 
 def _policy_option(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from vfioflow.devices.sizes import parse_size
@@ -16,6 +17,7 @@ from vfioflow.states import ARCS, Flags, State
 
 __all__ = ["Fault", "Profile", "parse_arc", "profile", "profile_names"]
 
+_MAX_STEPS = 100_000
 _SIZES = frozenset(
     {"state_size", "initial_bytes", "dirty_rate", "dirty_set", "read_rate", "write_rate"}
 )
@@ -66,11 +68,17 @@ class Profile:
     for a small state; 0 without PRE_COPY."""
     dirty_rate: float = 0.0
     """How fast the running device dirties its state, in bytes/s."""
+    dirty_rates: tuple[float, ...] = ()
+    """How fast it does so in pre-copy, in bytes/s: for ``dirty_step`` seconds each, from the moment that it
+    enters PRE_COPY, and then from the first again.  Empty: at ``dirty_rate``, which else is their mean."""
+    dirty_step: float = 0.1
+    """Seconds that each of ``dirty_rates`` lasts."""
     dirty_set: int = -1
     """The part of the state that is ever dirtied, from its start; -1: the initial part, or
     everything where there is none."""
     content: str = "mix"
-    """``zeros``, ``structured`` (about 2:1), ``fp16`` (weights), ``random``, ``mix`` or ``file:PATH``."""
+    """``zeros``, ``structured`` (about 2:1), ``fp16`` (weights), ``random``, ``mix``, ``mix:Z,S`` (a share Z
+    of zeros and S of structured, the rest random) or ``file:PATH``."""
     arc_seconds: Mapping[str, float] = field(default_factory=dict)
     """Time that a direct arc takes, by its name ``"RUNNING->PRE_COPY"``; others take none."""
     read_rate: float = 0.0
@@ -126,11 +134,12 @@ class Profile:
             f"from 0 to state_size ({self.state_size}), or -1",
         )
         _need(
-            self.content in _CONTENTS or self.content.startswith("file:"),
+            self.content in _CONTENTS or self.content.startswith("file:") or self._blended(),
             "content",
             self.content,
-            f"one of {', '.join(_CONTENTS)}, file:PATH",
+            f"one of {', '.join(_CONTENTS)}, mix:ZEROS,STRUCTURED (shares of 1), file:PATH",
         )
+        self._check_rates()
         _need(self.drained in ("ENOMSG", "0"), "drained", self.drained, "'ENOMSG' or '0'")
         _need(self.load_in in ("write", "stop"), "load_in", self.load_in, "'write' or 'stop'")
         self._check_arcs(flags)
@@ -149,6 +158,26 @@ class Profile:
             flags |= Flags[name]
         _need(flags in ARCS, "flags", names, "a set with STOP_COPY")
         return flags
+
+    def _blended(self) -> bool:
+        kind, _, shares = self.content.partition(":")
+        try:
+            zeros, structured = (float(share) for share in shares.split(","))
+        except ValueError:
+            return False
+        return kind == "mix" and zeros >= 0 and structured >= 0 and zeros + structured <= 1
+
+    def _check_rates(self) -> None:
+        rates, step = self.dirty_rates, self.dirty_step
+        _need(
+            isinstance(rates, tuple) and len(rates) <= _MAX_STEPS and all(map(_number, rates)),
+            "dirty_rates",
+            rates if len(str(rates)) < 80 else "...",
+            f"a list of at most {_MAX_STEPS} rates",
+        )
+        _need(_number(step) and step >= 1e-3, "dirty_step", step, "0.001 seconds or more")
+        if rates:
+            object.__setattr__(self, "dirty_rate", sum(rates) / len(rates))
 
     def _check_arcs(self, flags: Flags) -> None:
         _need(isinstance(self.arc_seconds, Mapping), "arc_seconds", self.arc_seconds, "a table")
@@ -202,8 +231,11 @@ class Profile:
                     values[key] = parse_size(value)
                 except ConfigError as error:
                     raise ConfigError(f"{key}: {error}") from None
-        if isinstance(values.get("flags"), list):
-            values["flags"] = tuple(values["flags"])
+        for key in ("flags", "dirty_rates"):
+            if isinstance(values.get(key), list):
+                values[key] = tuple(values[key])
+        if "dirty_rate" in values:  # one rate is meant, not a recorded course of rates
+            values.setdefault("dirty_rates", ())
         # A device that lost its PRE_COPY offers nothing there.
         flags = values.get("flags")
         if isinstance(flags, tuple) and "PRE_COPY" not in flags:
@@ -235,11 +267,41 @@ def profile_names() -> list[str]:
 
 
 def profile(name: str) -> Profile:
-    """The profile of that name.  Raises ConfigError, which lists those that exist."""
+    """The profile of that name, or in the file of that name, which ends in ``.toml``.
+
+    ``"FILE.toml:TABLE"`` is one of several in a file.  Raises ConfigError, which lists those that exist.
+    """
+    file, found_suffix, table = name.partition(".toml")
+    if found_suffix and table[:1] in ("", ":"):
+        return _in_file(f"{file}.toml", table[1:])
     found = _profiles().get(name)
     if found is None:
         raise ConfigError(f"unknown profile {name!r}; there are {', '.join(profile_names())}")
     return found
+
+
+def _in_file(path: str, wanted: str) -> Profile:
+    try:
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    names = [name for name, table in document.items() if isinstance(table, dict)]
+    if not names or len(names) < len(document):
+        raise ConfigError(f"{path}: write each profile as a table [NAME]")
+    if not wanted and len(names) > 1:
+        raise ConfigError(
+            f"{path} has several profiles: write {path}:{names[0]}, or another of them"
+        )
+    name = wanted or names[0]
+    if name not in document:
+        raise ConfigError(f"{path} has no profile {name!r}; there are {', '.join(names)}")
+    table = {key: value for key, value in document[name].items() if key != "source"}
+    try:
+        return Profile().override({"initial_bytes": 0, "dirty_set": -1, **table})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {name}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,8 @@ class SimDevice:
                 info_starts_save=p.info_starts_save,
                 load_in_write=p.load_in == "write",
                 state=State.RUNNING,
+                dirty_rates=p.dirty_rates,
+                dirty_step=float(p.dirty_step),
                 faults=[
                     (f.at == "write", _STREAM_KINDS[f.kind], f.code, f.once, f.position)
                     for f in faults

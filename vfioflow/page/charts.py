@@ -22,7 +22,7 @@ except ImportError:
         'the page needs the package matplotlib: pip install "vfioflow[report]"'
     ) from None
 
-__all__ = ["downtime", "pending", "throughput", "timeline"]
+__all__ = ["both", "downtime", "pending", "throughput", "timeline"]
 
 INK, DIM, PAPER = "#010203", "#020304", "#0a0b0c"
 SERIES = ("#030405", "#040506", "#050607", "#060708", "#070809")
@@ -57,8 +57,11 @@ Draw = Callable[[Any, bool], None]
 """Draws on the axes; whether there is little room."""
 
 
-def _both(draw: Draw, height: float, words: str) -> str:
-    """The picture, wide and narrow; ``words`` for those who cannot see it."""
+def both(draw: Draw, height: float, words: str) -> str:
+    """The picture, drawn wide and narrow, as HTML; ``words`` for those who cannot see it.
+
+    ``height`` in inches.
+    """
     parts = []
     for name, width in (("wide", _WIDE), ("narrow", _NARROW)):
         with mpl.rc_context(_STYLE), warnings.catch_warnings():
@@ -112,7 +115,7 @@ def timeline(report: Report) -> str:
         axes.tick_params(axis="y", length=0)
 
     words = f"{', '.join(phase.name for phase in line.phases)}; {len(line.arcs)} changes of state"
-    return _both(draw, 1.3 + 0.32 * len(names), words)
+    return both(draw, 1.3 + 0.32 * len(names), words)
 
 
 def pending(report: Report) -> str:
@@ -131,7 +134,7 @@ def pending(report: Report) -> str:
         axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98))
 
     words = f"{len(rounds)} rounds"
-    return _both(draw, 2.6, words)
+    return both(draw, 2.6, words)
 
 
 def throughput(report: Report) -> str:
@@ -157,7 +160,7 @@ def throughput(report: Report) -> str:
         axes.set_ylabel("GiB/s")
         axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98))
 
-    return _both(draw, 2.4, f"{len(samples)} looks at the counters")
+    return both(draw, 2.4, f"{len(samples)} looks at the counters")
 
 
 def downtime(report: Report) -> str:
@@ -184,4 +187,4 @@ def downtime(report: Report) -> str:
         axes.tick_params(axis="y", length=0)
 
     words = ", ".join(f"{name} {ms:.1f} ms" for name, ms in steps.items())
-    return _both(draw, 0.9 + 0.29 * len(steps), words)
+    return both(draw, 0.9 + 0.29 * len(steps), words)
