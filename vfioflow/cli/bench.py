@@ -55,7 +55,12 @@ def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
 @click.argument(
     "names", nargs=-1, metavar="[NAME|SCENARIO.toml]...", shell_complete=_complete, required=False
 )
-@click.option("--all", "whole", is_flag=True, help="Every scenario of the library: 15 minutes.")
+@click.option(
+    "--all",
+    "whole",
+    is_flag=True,
+    help="Every scenario of the library: seven minutes in one order.",
+)
 @click.option(
     "--order",
     type=click.Choice(["vfioflow", "qemu", "both"]),

@@ -59,14 +59,13 @@ def _ms(found: Spread | None) -> str:
 
 
 def _half(found: Spread | None) -> str:
+    """Both ends in the unit of the higher."""
     if found is None:
         return ""
-    low, high = (units.duration(end * 1e3).split() for end in (found.low, found.high))
-    return (
-        f"{low[0]} to {' '.join(high)}"
-        if low[1] == high[1]
-        else " to ".join(map(" ".join, (low, high)))
-    )
+    high = units.duration(found.high * 1e3)
+    if high.endswith(" ms"):
+        return f"{units.duration(found.low * 1e3).removesuffix(' ms')} to {high}"
+    return f"{found.low:.2f} to {high}"
 
 
 def _notes(result: ScenarioResult) -> list[str]:
