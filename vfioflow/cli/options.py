@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import click
 
-from vfioflow.devices.sizes import parse_size
+from vfioflow.devices.sizes import parse_duration, parse_rate, parse_size
 from vfioflow.errors import ConfigError
 from vfioflow.policy import Policy
 
@@ -38,62 +37,42 @@ else:
     _Float = _Int = _Any = click.ParamType
 
 
-_NUMBER = r"(\d{1,30}\.?\d{0,30}|\.\d{1,30})"
-
-
 class _Duration(_Float):
     """Seconds: ``300ms``, ``0.3s``, ``0.3``, ``2min``."""
 
     name = "duration"
-    _UNITS: ClassVar = {"ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0}
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         if isinstance(value, int | float):
             return float(value)
-        match = re.fullmatch(rf"\s*{_NUMBER}\s*(ms|s|min|)\s*", value, re.ASCII)
-        if match is None:
-            self.fail(f"{value!r} is no duration: write 300ms, 0.3s, 2min, or seconds", param, ctx)
-        return float(match[1]) * self._UNITS[match[2]]
+        try:
+            return parse_duration(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
 
 
 class _Size(_Int):
     """Bytes: ``1MiB``, ``65536``."""
 
     name = "size"
+    _parse = staticmethod(parse_size)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
         try:
-            return parse_size(value)
+            return self._parse(value)
         except ConfigError as error:
             self.fail(str(error), param, ctx)
 
 
-class _Bandwidth(_Int):
+class _Bandwidth(_Size):
     """Bytes per second: ``1GiB``, ``1GiB/s``; or bits per second: ``10Gbit``."""
 
     name = "bandwidth"
-    _BITS: ClassVar = {"kbit": 1e3, "Mbit": 1e6, "Gbit": 1e9}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        text = value.strip().removesuffix("/s").strip()
-        match = re.fullmatch(rf"{_NUMBER}\s*(kbit|Mbit|Gbit)", text, re.ASCII)
-        if match is not None:
-            return int(float(match[1]) * self._BITS[match[2]] / 8)
-        try:
-            return parse_size(text)
-        except ConfigError:
-            self.fail(
-                f"{value!r} is no bandwidth: write 500MiB or 1GiB (bytes per second),"
-                " or 10Gbit (bits per second)",
-                param,
-                ctx,
-            )
+    _parse = staticmethod(parse_rate)
 
 
 DURATION = _Duration()
