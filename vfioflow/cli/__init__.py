@@ -18,6 +18,7 @@ _COMMANDS = (
     "demo",
     "probe",
     "plan",
+    "evacuate",
     "send",
     "receive",
     "agent",

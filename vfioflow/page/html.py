@@ -10,7 +10,7 @@ from vfioflow.difference import Change, changes
 from vfioflow.page import charts
 from vfioflow.report import DeviceReport, Report
 
-__all__ = ["comparison", "page"]
+__all__ = ["comparison", "page", "section", "table", "whole"]
 
 _CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2126; --dim: #8a939c; --line: #e3e6e9;
@@ -53,16 +53,16 @@ def page(report: Report) -> str:
         _figures(report),
     ]
     if report.steps_ms:
-        parts += [_section("Where the downtime went", charts.downtime(report)), _causes(report)]
+        parts += [section("Where the downtime went", charts.downtime(report)), _causes(report)]
         parts.append(_prediction(report))
     if report.timeline.phases:
-        parts.append(_section("What happened when", charts.timeline(report)))
+        parts.append(section("What happened when", charts.timeline(report)))
     if report.timeline.rounds:
-        parts.append(_section("Pending against the threshold", charts.pending(report)))
+        parts.append(section("Pending against the threshold", charts.pending(report)))
     if len(report.timeline.samples) > 2:
-        parts.append(_section("Throughput", charts.throughput(report)))
-    parts += [_section("Devices", _devices(report.devices)), _policy(report)]
-    return _whole(_title(report), parts)
+        parts.append(section("Throughput", charts.throughput(report)))
+    parts += [section("Devices", _devices(report.devices)), _policy(report)]
+    return whole(_title(report), parts)
 
 
 def comparison(before: Report, after: Report) -> str:
@@ -73,10 +73,11 @@ def comparison(before: Report, after: Report) -> str:
         parts.append(f"<h2>{name}</h2><p>{escape(advice.headline(report))}</p>")
         if report.steps_ms:
             parts.append(charts.downtime(report))
-    return _whole(title, parts)
+    return whole(title, parts)
 
 
-def _whole(title: str, parts: Iterable[str]) -> str:
+def whole(title: str, parts: Iterable[str]) -> str:
+    """The page: ``parts`` are HTML, ``title`` is text."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -86,7 +87,8 @@ def _whole(title: str, parts: Iterable[str]) -> str:
     )
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """A heading, which is text, and HTML below it."""
     return f"<h2>{escape(title)}</h2>\n{body}"
 
 
@@ -136,7 +138,7 @@ def _causes(report: Report) -> str:
         (cause.name, f"{cause.ms:.1f} ms", f"{cause.ms / (report.downtime_ms or 1):.0%}", cause.why)
         for cause in advice.causes(report)
     ]
-    return _table(("part", "took", "share", "what it is"), rows, numbers=(1, 2))
+    return table(("part", "took", "share", "what it is"), rows, numbers=(1, 2))
 
 
 def _prediction(report: Report) -> str:
@@ -145,7 +147,7 @@ def _prediction(report: Report) -> str:
         for part, before, after in advice.prediction(report)
     ]
     titles = ("", "predicted", "happened")
-    return _section("Predicted and happened", _table(titles, rows, numbers=(1, 2))) if rows else ""
+    return section("Predicted and happened", table(titles, rows, numbers=(1, 2))) if rows else ""
 
 
 def _devices(devices: Sequence[DeviceReport]) -> str:
@@ -172,25 +174,27 @@ def _devices(devices: Sequence[DeviceReport]) -> str:
         "rounds",
         "state",
     )
-    return _table(titles, rows, numbers=(2, 3, 4, 5, 6))
+    return table(titles, rows, numbers=(2, 3, 4, 5, 6))
 
 
 def _policy(report: Report) -> str:
     if not report.policy:
         return ""
     rows = [(name, str(value)) for name, value in report.policy.items()]
-    table = _table(("policy", "value"), rows)
-    return f"<details><summary>The policy</summary>{table}</details>"
+    body = table(("policy", "value"), rows)
+    return f"<details><summary>The policy</summary>{body}</details>"
 
 
 def _table_of(found: Sequence[Change]) -> str:
     rows = [(change.name, change.before, change.after) for change in found]
-    return _table(("", "before", "after"), rows, numbers=(1, 2))
+    return table(("", "before", "after"), rows, numbers=(1, 2))
 
 
-def _table(
+def table(
     titles: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()
 ) -> str:
+    """Rows of text under titles; the columns ``numbers`` are set to the right."""
+
     def cells(kind: str, words: Sequence[str]) -> str:
         return "".join(
             f"<{kind}{_right(number in numbers)}>{escape(word)}</{kind}>"
