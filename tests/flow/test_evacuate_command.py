@@ -17,7 +17,7 @@ def test_the_example_is_planned_and_who_stays_is_told(tmp_path):
     code, out, log = says(EXAMPLE, "--html", html)
     assert (code, log) == (6, "")
     lines = [line.strip() for line in out.splitlines()]
-    assert lines[1] == "6 of 7 machines leave in 12.6 s, 647 ms of downtime in all"
+    assert lines[1] == "6 of 7 machines leave in 12.6 s, 644 ms of downtime in all"
     assert "Why this order" in lines
     assert any(line.startswith("render cannot leave within 600 ms: 1024.0 MiB") for line in lines)
     assert any(line.startswith("-> would help: a downtime limit of 753 ms, or") for line in lines)

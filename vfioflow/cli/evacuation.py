@@ -20,7 +20,9 @@ def page(plan: Plan) -> RenderableType:
     """The whole plan."""
     parts: list[RenderableType] = [_headline(plan)]
     if plan.machines:
-        parts += [Text(), _machines(plan), Text(), _bars(plan), Text(), _why(plan)]
+        parts += [Text(), _machines(plan), Text(), _bars(plan)]
+    if any(group.why for group in plan.groups):
+        parts += [Text(), _why(plan)]
     if plan.stay:
         parts += [Text(), *_stay(plan.stay)]
     if plan.compared:
@@ -36,10 +38,7 @@ def _headline(plan: Plan) -> Text:
     text.append(f", {units.duration(plan.downtime_ms)} of downtime in all", "bold")
     text.append(f"\n{units.duration(plan.bound_ms)} is the least that any schedule could give")
     best = "the best way" if plan.exact else "the best way found"
-    text.append(
-        f"; this is {best} with up to {plan.most_at_once} at once, of {plan.simulated_groups} groups",
-        "dim",
-    )
+    text.append(f"; this is {best} with up to {plan.most_at_once} at once", "dim")
     if plan.late:
         text.append(f"\nAfter the deadline: {', '.join(plan.late)}", "bold yellow")
     return text

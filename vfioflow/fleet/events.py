@@ -116,6 +116,7 @@ class _Leaving:
         self.round_began = now
         self.in_round = 0.0
         self.rounds = 0
+        self.acknowledged = not any(stream.acknowledged for stream in self.traffic.streams)
         self.measured = now
         self.held_since: float | None = None
         self.held_rounds = 0
@@ -149,8 +150,10 @@ class _Leaving:
             self.traffic.pending(),
             self.bandwidth.value,
             self.traffic.fixed_seconds,
-            acknowledged=all(stream.initial == 0 for stream in self.traffic.streams),
+            self.acknowledged,
         )
+        # The acknowledgement arrives while the next round is under way.
+        self.acknowledged = self.traffic.initial_sent
         decision = precopy.decide(seen, self.policy, lambda: seen.pending)
         while decision.verdict is Verdict.GIVE_UP and self._relax(self.steps + 1):
             decision = precopy.decide(seen, self.policy, lambda: seen.pending)

@@ -39,8 +39,11 @@ class Stream:
         dirty_rate: float,
         own_rate: float = math.inf,
         can_precopy: bool = True,
+        acknowledged: bool = True,
     ) -> None:
         self.name = name
+        self.acknowledged = acknowledged and can_precopy
+        """Whether the destination has to say that it has loaded the initial bytes."""
         self.can_precopy = can_precopy
         self.own_rate = own_rate
         self.offered = self.initial = offered
@@ -71,7 +74,8 @@ class Stream:
         """The guest's RAM."""
         hot = memory.dirty_set if memory.dirty_set >= 0 else memory.size
         size = memory.size
-        return cls("memory", offered=size, rest=0, hot=hot, dirty_rate=memory.dirty_rate)
+        rate = memory.dirty_rate
+        return cls("memory", offered=size, rest=0, hot=hot, dirty_rate=rate, acknowledged=False)
 
     @property
     def left(self) -> float:
@@ -85,7 +89,8 @@ class Stream:
 
     def pending(self) -> Pending:
         """The same for :func:`vfioflow.precopy.decide`."""
-        initial, dirty = math.ceil(self.initial), math.ceil(self.dirty)
+        initial = math.ceil(self.initial) if self.acknowledged else 0
+        dirty = math.ceil(self.precopy) - initial
         return Pending(self.name, self.can_precopy, initial, dirty, math.ceil(self.left))
 
     def take(self, budget: float) -> float:
@@ -153,6 +158,11 @@ class Traffic:
     def pending(self) -> tuple[Pending, ...]:
         """What each stream still has to move."""
         return tuple(stream.pending() for stream in self.streams)
+
+    @property
+    def initial_sent(self) -> bool:
+        """Whether all initial bytes that are acknowledged have been sent."""
+        return all(stream.initial == 0 for stream in self.streams if stream.acknowledged)
 
     def take(self, most: float, least: float) -> tuple[float, float]:
         """A round's bytes, of each stream at most ``most``; and the rate that its devices allow."""
