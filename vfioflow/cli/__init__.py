@@ -19,6 +19,7 @@ _COMMANDS = (
     "probe",
     "plan",
     "record",
+    "evacuate",
     "send",
     "receive",
     "agent",

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vfioflow.errors import ConfigError
@@ -22,7 +23,7 @@ except ImportError:
         'the page needs the package matplotlib: pip install "vfioflow[report]"'
     ) from None
 
-__all__ = ["both", "downtime", "pending", "throughput", "timeline"]
+__all__ = ["Row", "both", "downtime", "pending", "schedule", "throughput", "timeline"]
 
 INK, DIM, PAPER = "#010203", "#020304", "#0a0b0c"
 SERIES = ("#030405", "#040506", "#050607", "#060708", "#070809")
@@ -188,3 +189,37 @@ def downtime(report: Report) -> str:
 
     words = ", ".join(f"{name} {ms:.1f} ms" for name, ms in steps.items())
     return both(draw, 0.9 + 0.29 * len(steps), words)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a schedule: a name, and when its parts begin and end, in seconds."""
+
+    name: str
+    begin: float
+    stopped: float
+    end: float
+    deadline: float | None = None
+
+
+def schedule(rows: Sequence[Row]) -> str:
+    """Who is under way when: pre-copy, the downtime, and deadlines where there are any."""
+    end = max([row.end for row in rows] + [1e-3])
+
+    def draw(axes: Any, narrow: bool) -> None:
+        for number, row in enumerate(rows):
+            axes.barh(
+                -number, row.stopped - row.begin, left=row.begin, height=0.55, color=SERIES[0]
+            )
+            width = max(row.end - row.stopped, end / 300)
+            axes.barh(-number, width, left=row.stopped, height=0.8, color=SERIES[1])
+            if row.deadline is not None and row.deadline <= end * 1.2:
+                axes.plot([row.deadline] * 2, [-number - 0.45, -number + 0.45], color=INK)
+        axes.set_yticks([-number for number in range(len(rows))], [row.name for row in rows])
+        axes.set_xlim(0, end * 1.02 if not narrow else end * 1.04)
+        axes.set_ylim(-len(rows) + 0.4, 0.6)
+        axes.set_xlabel("seconds since the evacuation began")
+        axes.tick_params(axis="y", length=0)
+
+    words = ", ".join(f"{row.name} from {row.begin:.1f} to {row.end:.1f} s" for row in rows)
+    return both(draw, 0.9 + 0.29 * len(rows), words)
