@@ -72,7 +72,7 @@ def test_predictions_are_compared_with_runs_of_the_bench(scenario, tmp_path):
 
 def test_tuned_in_the_model_and_by_real_runs_and_taken_up_again(scenario, tmp_path):
     study, policy, page = tmp_path / "study.db", tmp_path / "policy.toml", tmp_path / "page.html"
-    common = ("tune", scenario, "--study", study, "--json")
+    common = ("tune", scenario, "--study", study, "--trials", "30", "--json")
     code, out, log = run(*common, "--model-only", "--out", policy, "--html", page)
     assert code == 0, log
     first = json.loads(out)

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vfioflow.devices.base import DeviceInfo
@@ -38,6 +38,7 @@ def told_and_offered(state_size: int, initial_bytes: int) -> tuple[int, int]:
 
 
 @settings(max_examples=60, deadline=None)
+@example(65537, 16)
 @given(st.integers(1, 20 * MIB), st.integers(0, 16))
 def test_a_simulated_device_is_replayed_to_the_byte(state_size: int, sixteenths: int) -> None:
     said = told_and_offered(state_size, state_size * sixteenths // 16)

@@ -39,6 +39,14 @@ __all__ = ["command"]
     metavar="TIME",
     help="For real runs: 20m, 300s.  [default: 5min]",
 )
+@click.option(
+    "--trials",
+    type=click.IntRange(10, 100_000),
+    default=300,
+    show_default=True,
+    metavar="N",
+    help="Settings that are looked at in the model.",
+)
 @click.option("--model-only", is_flag=True, help="No real runs: what the model says has to do.")
 @click.option(
     "--study",
@@ -68,6 +76,7 @@ def command(
     name: str,
     objective: Any,
     budget: float,
+    trials: int,
     model_only: bool,
     study: str | None,
     results: str | None,
@@ -101,7 +110,12 @@ def command(
     scenario = find(name)
     storage = f"sqlite:///{study or Path(name).stem + '.study.db'}"
     known = learn(seen(results, [name])) if results else None
-    common: dict[str, Any] = {"objective": objective, "storage": storage, "known": known}
+    common: dict[str, Any] = {
+        "objective": objective,
+        "storage": storage,
+        "trials": trials,
+        "known": known,
+    }
     with _progress() as progress:
         found = tune(scenario, progress=progress, **common)
         if not model_only:

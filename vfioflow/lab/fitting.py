@@ -124,7 +124,13 @@ def sizes(total: int, offered: int) -> tuple[int, int]:
     state = max(body - count * _HEADER, (count - 1) * block + 1)
     if offered <= _SETUP:
         return state, 0
-    blocks = max(round((offered - _SETUP) / (block + _HEADER)), 1)
+
+    def stream(blocks: int) -> int:
+        return _SETUP + min(blocks * block, state) + blocks * _HEADER
+
+    near = round((offered - _SETUP) / (block + _HEADER))  # the last block may be short
+    tried = {min(max(near + more, 1), count) for more in (-1, 0, 1)}
+    blocks = min(sorted(tried), key=lambda blocks: abs(stream(blocks) - offered))
     return state, min(blocks * block, state)
 
 

@@ -112,12 +112,22 @@ def _front_table(found: Tuned) -> str:
             each.policy.compression,
             f"{each.policy.chunk_size >> 10} KiB",
             f"{each.policy.downtime_limit * 1e3:.0f} ms",
-            str(each.runs or "model"),
+            _runs(each),
         )
         for each in found.front[:40]
     ]
     titles = ("downtime", "in all", "wire", "channels", "compression", "chunk", "aims at", "runs")
-    return table(titles, rows, numbers=(0, 1, 2, 3))
+    failed = any(each.failed for each in found.front)
+    note = (
+        "<p>Settings with which a run failed are not recommended, however fast the others were.</p>"
+    )
+    return table(titles, rows, numbers=(0, 1, 2, 3)) + (note if failed else "")
+
+
+def _runs(candidate: Candidate) -> str:
+    if not candidate.runs:
+        return "the model's"
+    return f"{candidate.runs}" + (f", and {candidate.failed} failed" if candidate.failed else "")
 
 
 def _importances(found: Tuned) -> str:
