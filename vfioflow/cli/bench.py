@@ -59,7 +59,7 @@ def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
     "--all",
     "whole",
     is_flag=True,
-    help="Every scenario of the library: seven minutes in one order.",
+    help="Every scenario of the library: seven minutes an order.",
 )
 @click.option(
     "--order",
