@@ -147,6 +147,20 @@ def test_too_much_of_it_ends_the_connection(what):
     assert str(MAX_LINE if what == "line" else MAX_FDS) in str(ended)
 
 
+@pytest.mark.parametrize(
+    "said", [{"error": "no"}, {"error": {}}, {"result": 1, "error": {"code": "x"}}]
+)
+def test_an_answer_that_is_none_is_an_error_of_the_client_s(said):
+    async def speak(sock, connection):
+        asked = asyncio.create_task(connection.call("hook.one", {}))
+        await asyncio.get_running_loop().sock_recv(sock, 4096)
+        await send(sock, json.dumps({"jsonrpc": "2.0", "id": 1, **said}).encode() + b"\n")
+        with pytest.raises(RemoteError, match="the client's answer is none"):
+            await asked
+
+    assert serve(speak) == ([], None)
+
+
 def test_answers_are_read_however_many_requests_wait():
     """A client may wait for many things, and be asked meanwhile."""
     release = []

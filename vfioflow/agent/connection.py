@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from pjrpc.common import Request, Response
-from pjrpc.common.exceptions import BaseError
+from pjrpc.common.exceptions import BaseError, JsonRpcError
 
 from vfioflow.errors import PeerLost, ProtocolError, RemoteError
 
@@ -229,15 +229,18 @@ class Connection:
         """What was asked of the client is answered; None: it asks something itself."""
         try:
             said = json.loads(text)
-            if (
-                isinstance(said, dict)
-                and "method" not in said
-                and {"result", "error"} & said.keys()
-            ):
-                return Response.from_json(said)
-        except (ValueError, RecursionError, BaseError):
+        except (ValueError, RecursionError):
             return None
-        return None
+        if not isinstance(said, dict) or "method" in said or not {"result", "error"} & said.keys():
+            return None
+        try:
+            return Response.from_json(said)
+        except BaseError as error:  # one that cannot be read is no yes
+            number = said.get("id")
+            return Response(
+                id=number if isinstance(number, int) else None,
+                error=JsonRpcError(-32600, f"the client's answer is none: {error}"),
+            )
 
     def _settle(self, answer: Response) -> None:
         call = self._calls.get(answer.id) if isinstance(answer.id, int) else None
