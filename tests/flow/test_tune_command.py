@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import pytest
 from processes import running
@@ -92,6 +93,36 @@ def test_tuned_in_the_model_and_by_real_runs_and_taken_up_again(scenario, tmp_pa
     code, out, log = run(*common, "--model-only", "--out", "/dev/null/x")
     assert code == 2
     assert "cannot be written" in log
+
+
+def test_ctrl_c_ends_it_with_what_was_found(scenario, tmp_path):
+    policy = tmp_path / "policy.toml"
+    common = ("--study", tmp_path / "study.db", "--trials", "30", "--json", "--out", policy)
+    with running("tune", scenario, "--budget", "10min", *common) as command:
+        command.wait_for("the model: 60 settings")
+        command.wait_for("real runs: 600 s")
+        command.process.send_signal(signal.SIGINT)
+        code, out, log = command.end()
+    assert code == 130
+    assert log.endswith("interrupted: this is what was found by then\n")
+    assert read_policy(policy) == Policy(**json.loads(out)["recommended"]["policy"])
+
+
+def test_tuned_with_a_recorded_profile(tmp_path):
+    devices, recorded = tmp_path / "devices.toml", tmp_path / "nic.toml"
+    devices.write_text('[[device]]\nname = "nic0"\nprofile = "mlx5"\nstate_size = "8MiB"\n')
+    code, _, log = run("record", devices, "--for", "300ms", "--stop-copy", "--to-file", recorded)
+    assert code == 0, log
+    scenario = tmp_path / "mine.toml"
+    table = f'name = "nic"\ncount = 2\nprofile = "{recorded}"'
+    scenario.write_text(f'[wire]\nkind = "loopback"\n[[device]]\n{table}\n')
+    common = ("tune", scenario, "--study", tmp_path / "study.db", "--trials", "30", "--json")
+    for runs in (1, 2):
+        code, out, log = run(*common, "--budget", "0")
+        assert code == 0, log
+        found = json.loads(out)
+        assert (found["runs"], found["meets"]) == (runs, True)
+    assert found["before"]["measured"]["downtime"] > 0.05  # the arcs that were recorded
 
 
 def test_send_takes_the_policy_and_what_is_given_besides_counts(tmp_path):

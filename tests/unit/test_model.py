@@ -101,6 +101,30 @@ def test_latency_is_in_the_downtime_four_times():
     )
 
 
+def test_a_recorded_course_of_rates_counts_from_the_begin_of_pre_copy():
+    """64 MiB take 0.64 s; all is dirtied in the first second, or all after it."""
+    shape = "state_size = 67108864\ninitial_bytes = 67108864\ndirty_step = 1.0\n"
+    early, late = (
+        predict(scenario(f"{shape}dirty_rates = {rates}", limit=0.05), known=BARE)
+        for rates in ("[30000000, 0]", "[0, 30000000]")
+    )
+    assert early.verdict is late.verdict is Verdict.SWITCH_OVER
+    assert late.bytes_total == int(67108864 / RECORD)
+    assert early.bytes_total > late.bytes_total + 10_000_000
+
+
+def test_a_recorded_blend_compresses_by_its_shares():
+    known = replace(BARE, ratio={"zeros": 0.0, "structured": 0.5, "random": 1.0}, compress=1e12)
+    shape = "state_size = 52428800\ninitial_bytes = 0\ncontent = "
+    blend, random = (
+        predict(
+            scenario(shape + content, limit=9.0, more='compression = "zstd:1"'), known=known
+        ).bytes_wire
+        for content in ('"mix:0.25,0.5"', '"random"')
+    )
+    assert blend == pytest.approx(random * 0.5, abs=2)
+
+
 def test_compression_halves_what_it_can():
     device = 'state_size = 52428800\nflags = ["STOP_COPY"]\ncontent = "structured"'
     plain = predict(scenario(device), known=BARE)

@@ -135,6 +135,24 @@ def test_a_smaller_state_keeps_its_proportions() -> None:
     assert profile("mlx5").override({"flags": ["STOP_COPY"], "arc_seconds": {}}).initial_bytes == 0
 
 
+RATES = st.lists(st.integers(0, 1000).map(float), min_size=1, max_size=5)
+
+
+@given(RATES, st.floats(0, 100), st.floats(0, 100))
+def test_a_course_of_rates_adds_up(rates: list[float], begin: float, seconds: float) -> None:
+    p = Profile(dirty_rates=tuple(rates), dirty_step=0.5)
+    whole = p.dirtied(0.0, begin + seconds)
+    assert p.dirtied(0.0, begin) + p.dirtied(begin, seconds) == pytest.approx(whole, abs=1e-6)
+    assert 0 <= whole <= max(rates) * (begin + seconds) * (1 + 1e-9)
+    assert p.dirtied(begin, 0.5 * len(rates)) == pytest.approx(sum(rates) / 2, abs=1e-6)
+    assert Profile(dirty_rate=rates[0]).dirtied(begin, seconds) == rates[0] * seconds
+
+
+def test_steps_of_a_course() -> None:
+    p = Profile(dirty_rates=(10.0, 0.0, 40.0), dirty_step=0.5)
+    assert [p.dirtied(at, 0.5) for at in (0.0, 0.25, 0.5, 1.0, 1.5)] == [5.0, 2.5, 0.0, 20.0, 5.0]
+
+
 def test_faults_read_names_and_sizes() -> None:
     fault = Fault("RUNNING -> STOP", "errno", errno="EBUSY", state="ERROR")
     assert (fault.code, fault.left_in) == (errno.EBUSY, State.ERROR)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_INTERRUPTED = 130
+
 
 @click.command(
     "tune", short_help="Search for the settings of a scenario, in a model and by real runs."
@@ -45,7 +47,7 @@ __all__ = ["command"]
     default=300,
     show_default=True,
     metavar="N",
-    help="Settings that are looked at in the model.",
+    help="Settings that are searched in the model, beside as many at random.",
 )
 @click.option("--model-only", is_flag=True, help="No real runs: what the model says has to do.")
 @click.option(
@@ -94,10 +96,10 @@ def command(
     First some hundred settings in the model, which takes seconds; then the best of them, and the
     scenario's own, in turn for real. What counts is the median of the real runs.
 
-    Ctrl-C ends it with what was found; the same command goes on.
+    Ctrl-C ends it with what was found, and exit code 130; the same command goes on.
     """
     try:
-        from vfioflow.lab.tuning import tune
+        from vfioflow.lab.tuning import Search
     except ImportError as error:
         raise ConfigError(
             f"tuning needs the extra of this name: pip install 'vfioflow[tune]' ({error})"
@@ -110,27 +112,18 @@ def command(
     scenario = find(name)
     storage = f"sqlite:///{study or Path(name).stem + '.study.db'}"
     known = learn(seen(results, [name])) if results else None
-    common: dict[str, Any] = {
-        "objective": objective,
-        "storage": storage,
-        "trials": trials,
-        "known": known,
-    }
+    interrupted = False
+    search = Search(scenario, objective, storage=storage, known=known)
     with _progress() as progress:
-        found = tune(scenario, progress=progress, **common)
+        search.in_model(trials, progress)
         if not model_only:
             try:
                 with opened_bench(scenario) as bench:
-                    found = tune(
-                        scenario,
-                        evaluate=lambda policy: bench.run(policy=policy),
-                        budget=budget,
-                        progress=progress,
-                        **common,
-                    )
+                    search.for_real(lambda policy: bench.run(policy=policy), budget, progress)
             except KeyboardInterrupt:
-                found = tune(scenario, **common)
+                interrupted = True
                 complain("interrupted: this is what was found by then", kind="")
+    found = search.result()
     if out is not None:
         _write(out, _policy_file(found))
     if html is not None:
@@ -141,7 +134,7 @@ def command(
         put(json.dumps(as_dict(found)))
     else:
         _show(found)
-    return 0
+    return _INTERRUPTED if interrupted else 0
 
 
 def as_dict(found: Tuned) -> dict[str, Any]:
@@ -224,9 +217,20 @@ def _show(found: Tuned) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar on a terminal, nothing elsewhere."""
-    if is_quiet() or not stderr().is_terminal:
+    """A bar on a terminal, a line for each part of the search elsewhere, nothing with -q."""
+    if is_quiet():
         yield lambda *_: None
+        return
+    if not stderr().is_terminal:
+        said: list[str] = []
+
+        def say(what: str, done: int, whole: int) -> None:
+            del done
+            if what not in said:
+                said.append(what)
+                complain(f"{what}: {whole} {'s' if what == 'real runs' else 'settings'}", kind="")
+
+        yield say
         return
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars

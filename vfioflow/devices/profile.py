@@ -214,6 +214,18 @@ class Profile:
         """``dirty_set`` with its default worked out."""
         return self.dirty_set if self.dirty_set >= 0 else self.initial_bytes or self.state_size
 
+    def dirtied(self, begin: float, seconds: float) -> float:
+        """Bytes that it dirties, again or anew, in so many seconds from ``begin`` of pre-copy on."""
+        if not self.dirty_rates:
+            return self.dirty_rate * seconds
+        return self._dirtied_until(begin + seconds) - self._dirtied_until(begin)
+
+    def _dirtied_until(self, end: float) -> float:
+        rounds, steps = divmod(end / self.dirty_step, len(self.dirty_rates))
+        whole = min(int(steps), len(self.dirty_rates) - 1)
+        total = rounds * sum(self.dirty_rates) + sum(self.dirty_rates[:whole])
+        return self.dirty_step * (total + (steps - whole) * self.dirty_rates[whole])
+
     def override(self, overrides: Mapping[str, Any]) -> Profile:
         """This profile with other values; sizes may be written ``"64MiB"``.
 

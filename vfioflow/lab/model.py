@@ -83,7 +83,8 @@ class _Device:
         self.rest = p.state_size / _RECORD - self.initial
         hot = p.dirtied_bytes / _RECORD
         self._hot = min(hot, self.offered)
-        self._rate = p.dirty_rate / _RECORD * (self._hot / hot) if hot else 0.0
+        self._share = self._hot / hot / _RECORD if hot else 0.0
+        self._at = 0.0
         self.moved = 0.0
         self.in_round = 0.0
 
@@ -95,11 +96,13 @@ class _Device:
 
     def run(self, seconds: float) -> None:
         """It runs, and dirties at random what was sent already."""
-        if not self._hot or not self._rate or not self.offered:
+        dirtied = self.profile.dirtied(self._at, seconds) * self._share
+        self._at += seconds
+        if not self._hot or not dirtied or not self.offered:
             return
         clean = self._hot * (1 - self.initial / self.offered) - self.dirty
         if clean > 0:
-            self.dirty += clean * -math.expm1(-self._rate * seconds / self._hot)
+            self.dirty += clean * -math.expm1(-dirtied / self._hot)
 
     def take(self, budget: float) -> float:
         """So much of what pre-copy offers leaves it, the initial part first."""
@@ -143,8 +146,13 @@ class _Model:
     def _ratio(self, device: _Device) -> float:
         if self._policy.compression == "none":
             return 1.0
-        content = device.profile.content.partition(":")[0]
-        return self._known.ratio.get(content, 1.0)
+        ratio = self._known.ratio
+        kind, _, shares = device.profile.content.partition(":")
+        if kind != "mix" or not shares:
+            return ratio.get(kind, 1.0)
+        zeros, structured = (float(share) for share in shares.split(","))
+        parts = {"zeros": zeros, "structured": structured, "random": 1 - zeros - structured}
+        return sum(share * ratio.get(part, 1.0) for part, share in parts.items())
 
     def _seconds(self, parts: Mapping[_Device, float]) -> float:
         """To move so many bytes of each device's stream, all at once."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal, TypeAlias
@@ -22,7 +22,17 @@ from vfioflow.lab.scenario import Outcome, Scenario
 from vfioflow.policy import Policy
 from vfioflow.precopy import Verdict
 
-__all__ = ["OBJECTIVES", "Candidate", "Evaluate", "Figures", "Objective", "Tuned", "tune"]
+__all__ = [
+    "OBJECTIVES",
+    "Candidate",
+    "Evaluate",
+    "Figures",
+    "Objective",
+    "Progress",
+    "Search",
+    "Tuned",
+    "tune",
+]
 
 Objective: TypeAlias = Literal["downtime", "total", "bytes"]
 OBJECTIVES: tuple[Objective, ...] = ("downtime", "total", "bytes")
@@ -34,7 +44,9 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """What is being done, how much of it is, of how much; of real runs, seconds of the budget."""
 
 TRIALS = 300
-"""In the model: about a second for most scenarios."""
+"""In the model, and as many at random: two seconds for most scenarios."""
+
+_GENERATION = 50
 
 _CANDIDATES = 8
 """That are tried for real, beside the scenario's own policy."""
@@ -127,34 +139,49 @@ def tune(
 
     Raises ConfigError: with no setting does it migrate; the storage is none.
     """
-    search = _Search(scenario, objective, storage, known)
+    search = Search(scenario, objective, storage=storage, known=known)
     search.in_model(trials, progress)
     if evaluate is not None:
         search.for_real(evaluate, budget, progress, clock)
     return search.result()
 
 
-class _Search:
+class Search:
+    """A search, step by step; what was found so far is there at any time.  See :func:`tune`."""
+
     def __init__(
-        self, scenario: Scenario, objective: Objective, storage: str | None, known: Known | None
+        self,
+        scenario: Scenario,
+        objective: Objective,
+        *,
+        storage: str | None = None,
+        known: Known | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._scenario = scenario
         self._objective = objective
         self._known = known
-        # The model's is made anew: it comes out the same, in less time than a file takes.
-        self._model = self._study("model", None)
-        self._real = self._study("real", storage)
+        # The model's are made anew: they come out the same, in less time than a file takes.  What decides
+        # the objective is asked of settings at random: a search looks where it is good, and would blame
+        # what it varied there.
+        samplers = optuna.samplers
+        self._even = self._study("even", None, samplers.RandomSampler(seed=1))
+        self._model = self._study(
+            "model", None, samplers.NSGAIISampler(seed=1, population_size=_GENERATION)
+        )
+        self._real = self._study("real", storage, samplers.RandomSampler(seed=1))
         self._before = _params_of(scenario.policy, scenario)
 
-    def _study(self, kind: str, storage: str | None) -> optuna.Study:
+    def _study(
+        self, kind: str, storage: str | None, sampler: optuna.samplers.BaseSampler
+    ) -> optuna.Study:
         name = f"{self._scenario.name}-{kind}"
         try:
             study = optuna.create_study(
                 study_name=name,
                 storage=storage,
                 directions=["minimize"] * len(OBJECTIVES),
-                sampler=optuna.samplers.TPESampler(seed=1, multivariate=False),
+                sampler=sampler,
                 load_if_exists=True,
             )
         except Exception as error:  # of whatever library the URL leads to
@@ -170,12 +197,16 @@ class _Search:
     # ----------------------------------------------------------------- the model
 
     def in_model(self, trials: int, progress: Progress) -> None:
-        """Search until there are so many trials."""
-        study = self._model
-        if not study.trials:
-            study.enqueue_trial(dict(self._before))
+        """So many settings at random, then a search of as many."""
+        if not self._model.trials:
+            self._model.enqueue_trial(dict(self._before))
+        for number, study in enumerate((self._even, self._model)):
+            for done in self._filled(study, trials):
+                progress("the model", number * trials + done, 2 * trials)
+
+    def _filled(self, study: optuna.Study, trials: int) -> Iterator[int]:
+        """Fill a study up; how many trials there are after each."""
         while (done := len(study.get_trials(deepcopy=False))) < trials:
-            progress("the model", done, trials)
             trial = study.ask()
             _suggest(trial, self._scenario)
             figures = self._predicted(trial.params)
@@ -185,7 +216,7 @@ class _Search:
                 else [figures.of(name) for name in OBJECTIVES]
             )
             study.tell(trial, values)
-        progress("the model", trials, trials)
+            yield done + 1
 
     def _predicted(self, params: Mapping[str, Any]) -> Figures | None:
         said = predict(self._scenario, _policy(params, self._scenario), self._known)
@@ -196,7 +227,11 @@ class _Search:
     # ----------------------------------------------------------------- real runs
 
     def for_real(
-        self, evaluate: Evaluate, budget: float, progress: Progress, clock: Callable[[], float]
+        self,
+        evaluate: Evaluate,
+        budget: float,
+        progress: Progress,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Try the best of the model in turn, the scenario's own policy among them, until the time is up."""
         began = clock()
@@ -259,7 +294,12 @@ class _Search:
             for trial in self._real.get_trials(deepcopy=False)
             if "params" in trial.user_attrs
         }
-        looked_at = {_key(t.params): t.params for t in self._model.get_trials(deepcopy=False)}
+        looked_at = {
+            _key(trial.params): trial.params
+            for study in (self._even, self._model)
+            for trial in study.get_trials(deepcopy=False)
+            if trial.state is optuna.trial.TrialState.COMPLETE
+        }
         found = []
         for key, params in {**looked_at, **tried, _key(self._before): self._before}.items():
             whole = [figures for figures in runs.get(key, []) if figures is not None]
@@ -298,7 +338,7 @@ class _Search:
             bool(good),
             _front(counted),
             self._importances(),
-            len(self._model.trials),
+            len(self._even.trials) + len(self._model.trials),
             runs,
         )
 
@@ -307,7 +347,7 @@ class _Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that less is better; so it is
             found = get_param_importances(
-                self._model,
+                self._even,
                 evaluator=PedAnovaImportanceEvaluator(),
                 target=lambda trial: trial.values[index],
             )
