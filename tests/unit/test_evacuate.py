@@ -160,6 +160,15 @@ def test_a_plan_keeps_the_limits_and_names_who_stays(fleet):
         assert stays.reason
 
 
+def test_who_was_held_does_not_beat_the_bound():
+    """Let go 24 ms after the begin of a round, it once switched over at once: the round was too short."""
+    first = machine("first", 102, dirty=5, own_rate=30, stop_only=5)
+    held = machine("held", 111, dirty=5, own_rate=30, stop_only=0, downtime_limit=0.1, deadline=1.5)
+    made = plan(fleet_of(first, held), most_at_once=2)
+    [result] = [m for m in made.machines if m.name == "held"]
+    assert result.downtime_ms >= result.bound_ms * (1 - 1e-6)
+
+
 def test_over_a_slower_wire_all_still_leave_with_a_little_more_downtime():
     made = plan(fleet_of(*(machine(f"m{n}", 100 + n, dirty=20) for n in range(3))))
     slower = made.compared[-1]

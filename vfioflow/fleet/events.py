@@ -371,12 +371,12 @@ class _Host:
         return not self._coordinated or self._still in (None, each)
 
     def _turn(self, done: _Leaving) -> None:
-        """One no longer sends: who was held and rests looks again at once."""
+        """One no longer sends: who was held looks again as soon as its round may end."""
         if self._still is done:
             self._still = None
         for each in self._active:
             if each.held_since is not None and each.phase is _Phase.PAUSE:
-                each.until = self._now
+                each.until = max(self._now, each.round_began + SHORTEST_ROUND)
 
 
 def _fill(spare: float, flows: Sequence[_Leaving]) -> float:
